@@ -1,0 +1,81 @@
+# `make help` explains every target. Each target sets up the virtual environment first, once.
+
+SEED ?= 0
+# Anything else for the command line, as KEY=VALUE: make reproduce-table ARGS="jobs=1"
+ARGS ?=
+BENCHMARK ?= videomme
+SAMPLE ?= 0
+
+VENV := .venv
+RUN := $(VENV)/bin/python
+# The stamp is newer than what the environment was made from, or it is made again.
+READY := $(VENV)/.ready
+# The first interpreter that runs, is 3.11 or 3.12, and can make a virtual environment.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
+	$$python -c 'import ensurepip, sys, venv; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)])' \
+	>/dev/null 2>&1 && { echo $$python; break; }; done)
+# Two test processes with one thread each: more threads would fight over two cores.
+PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
+
+.DEFAULT_GOAL := help
+.PHONY: help setup reproduce-table controls smoke suite contact-sheet plot test test-slow lint format \
+	constraints clean
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo "Settings: SEED=$(SEED)  BENCHMARK=$(BENCHMARK)  SAMPLE=$(SAMPLE)  ARGS=\"KEY=VALUE ...\""
+
+setup: $(READY) ## Make the virtual environment .venv with the tested versions (once)
+
+$(READY): pyproject.toml constraints.txt
+	@test -n "$(PYTHON)" || { echo "No Python 3.11 or 3.12 with venv was found: install one," \
+		"or name it: make $(MAKECMDGOALS) PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@echo "Setting up $(VENV) with $(PYTHON): half a minute if the packages are cached, else several minutes"
+	$(PYTHON) -m venv --clear $(VENV)
+	@# uv installs in a tenth of pip's time; where it is not to be had, pip does the same.
+	@if $(RUN) -m pip install --quiet --disable-pip-version-check -c constraints.txt uv; then \
+		$(RUN) -m uv pip install --python $(RUN) -c constraints.txt -e '.[dev]'; \
+	else \
+		$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'; \
+	fi
+	@touch $@
+
+reproduce-table: $(READY) ## Train, evaluate and print the main table at mini scale (SEED=0)
+	$(RUN) -m harness table seed=$(SEED) $(ARGS)
+
+controls: $(READY) ## The controls: gate closed, slow tokens of another video (SEED=0)
+	$(RUN) -m harness controls seed=$(SEED) $(ARGS)
+
+smoke: $(READY) ## A first real row within three minutes
+	$(RUN) -m harness smoke seed=$(SEED) $(ARGS)
+
+suite: $(READY) ## Generate the five mini benchmarks and print where they are (SEED=0)
+	$(RUN) -m harness suite seed=$(SEED) $(ARGS)
+
+contact-sheet: $(READY) ## A picture of one sample: frames, question, answer (BENCHMARK=videomme SAMPLE=0)
+	$(RUN) -m harness contact-sheet seed=$(SEED) benchmark=$(BENCHMARK) sample=$(SAMPLE) $(ARGS)
+
+plot: $(READY) ## Redraw tables and figures from results/rows, without running anything (SEED=0)
+	$(RUN) -m harness plot seed=$(SEED) $(ARGS)
+
+test: $(READY) ## The tests, from a clip to a row on a smaller suite
+	$(PYTEST) -n 2
+
+test-slow: $(READY) ## The longer tests
+	$(PYTEST) -n 2 -m slow
+
+lint: $(READY) ## Check style and layout with ruff
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+
+format: $(READY) ## Let ruff put style and layout right
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+constraints: $(READY) ## Resolve the tested set, constraints.txt, anew from pyproject.toml
+	$(RUN) -m uv pip compile --universal --python-version 3.11 --fork-strategy fewest --upgrade --extra dev \
+		--no-annotate --custom-compile-command "make constraints" pyproject.toml -o constraints.txt
+
+clean: ## Remove the virtual environment, runs and caches (results that were committed stay)
+	rm -rf $(VENV) build *.egg-info results/runs .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,61 @@
+"""The model's configuration: everything a variant is, as data. Only names and numbers, never import paths."""
+
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+
+class SlowFastConfig(PreTrainedConfig):
+    """Configuration of `SlowFastForConditionalGeneration`.
+
+    A variant is a choice of specs, each `{"name": ..., option: value, ...}` from a registry:
+
+    - `text_config`: any Hugging Face decoder's configuration; `vision`: an encoder and its options.
+    - `projector_depth`; `video_pooling`: stride of the 2x2 average pooling that makes the slow tokens.
+    - `compressor`: from all tokens to the fast ones. `placement`: which layers are hybrid ("none": baseline).
+    - `gate`, `scope`: how much, and for which tokens, cross-attention adds.
+    - `fast_time`, `slow_time`: time position of fast and of slow tokens; equal names share their weights.
+    - `kv_init`: keys and values of a new cross-attention from the layer's own: "copy" (as meant), "scrambled"
+      (as the official code interleaves them) or "random".
+    - `generated_read_slow`: whether generated tokens read the slow tokens (the official code's do not).
+    """
+
+    model_type = "slow_fast_video_mllm"
+    sub_configs = {"text_config": AutoConfig}
+
+    def __init__(
+        self,
+        text_config: dict | PreTrainedConfig | None = None,
+        vision: dict[str, Any] | None = None,
+        projector_depth: int = 2,
+        video_pooling: int = 2,
+        compressor: dict[str, Any] | None = None,
+        placement: dict[str, Any] | None = None,
+        gate: dict[str, Any] | None = None,
+        scope: dict[str, Any] | None = None,
+        fast_time: dict[str, Any] | None = None,
+        slow_time: dict[str, Any] | None = None,
+        kv_init: str = "copy",
+        generated_read_slow: bool = True,
+        video_token_id: int = 1,
+        **kwargs: Any,
+    ):
+        if isinstance(text_config, dict):
+            text_config = AutoConfig.for_model(**text_config)
+        self.text_config = text_config if text_config is not None else AutoConfig.for_model("qwen2")
+        self.vision = vision or {"name": "tiny"}
+        self.projector_depth = projector_depth
+        self.video_pooling = video_pooling
+        self.compressor = compressor or {"name": "identity"}
+        self.placement = placement or {"name": "none"}
+        self.gate = gate or {"name": "dynamic_tanh"}
+        self.scope = scope or {"name": "text_only"}
+        self.fast_time = fast_time or {"name": "none"}
+        self.slow_time = slow_time or {"name": "none"}
+        self.kv_init = kv_init
+        self.generated_read_slow = generated_read_slow
+        self.video_token_id = video_token_id
+        kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
+        for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            kwargs.setdefault(token, getattr(self.text_config, token, None))
+        super().__init__(**kwargs)

@@ -1,0 +1,93 @@
+"""The one command line: a verb, then settings as key=value; a mistake in them is one sentence, exit 2."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from harness.errors import UserError
+from harness.stages import find_function
+
+INTERRUPTED = 130  # as the shell has it for Ctrl-C
+
+
+@dataclass(frozen=True)
+class Verb:
+    """What a verb runs: a function of the composed settings, imported only when it is called."""
+
+    function: str  # "package.module:function"
+    help: str
+
+
+VERBS = {
+    "table": Verb("harness.commands:table", "train, evaluate, print and write the main table"),
+    "controls": Verb("harness.commands:controls", "the controls: gate closed, slow tokens of another video"),
+    "smoke": Verb("harness.commands:smoke", "a first real row within three minutes"),
+    "train": Verb("harness.commands:train", "train one architecture and print its checkpoint's folder"),
+    "evaluate": Verb("harness.commands:evaluate", "score a checkpoint on a suite with lmms-eval's own tasks"),
+    "cost": Verb("harness.commands:cost", "tokens, FLOPs and latency of one architecture"),
+    "suite": Verb("harness.commands:suite", "generate the five mini benchmarks and print their folder"),
+    "contact-sheet": Verb("harness.commands:contact_sheet", "a picture of one sample with its answer"),
+    "plot": Verb("harness.commands:plot", "tables and figures again from results/rows; runs nothing"),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code.
+
+    0: done. 2: a mistake in what was asked. 3: finished, but too many samples failed. 1: a stage failed.
+    130: stopped by Ctrl-C.
+    """
+    parsed = _parser().parse_args(arguments)
+    if parsed.verb is None:
+        _parser().print_help()
+        return 0
+    try:
+        return _run(parsed.verb, parsed.settings, parsed.config)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped; the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+
+
+def _run(verb: str, overrides: list[str], only_print: bool) -> int:
+    from harness.compose import closest_first, compose  # here: Hydra is not needed for --help
+
+    if verb not in VERBS:
+        raise UserError(f"there is no verb '{verb}'; there are {closest_first(verb, VERBS)}")
+    settings = compose(overrides)
+    if only_print:
+        from omegaconf import OmegaConf
+
+        print(OmegaConf.to_yaml(settings), end="")
+    else:
+        find_function(VERBS[verb].function)(settings)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m harness",
+        description="The slow-fast benchmark harness.",
+        epilog=_epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("verb", nargs="?", metavar="VERB", help="what to do, see below")
+    parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings, see below")
+    parser.add_argument("--config", action="store_true", help="print the composed settings and do nothing")
+    return parser
+
+
+def _epilog() -> str:
+    from harness.compose import group_choices
+    from harness.settings import Settings
+
+    choices = group_choices()
+    lines = ["verbs:", *(f"  {name:14} {verb.help}" for name, verb in VERBS.items()), "", "settings:"]
+    plain = [item for item in fields(Settings) if "group" not in item.metadata]
+    lines += [f"  {item.name:14} {item.metadata['meaning']}" for item in plain]
+    lines += ["", "groups, chosen as GROUP=NAME:"]
+    lines += [f"  {name:14} {', '.join(names)}" for name, names in choices.items()]
+    return "\n".join(lines)

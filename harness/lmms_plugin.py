@@ -1,0 +1,298 @@
+"""The plug-in through which lmms-eval asks our models: `--model slowfast_mllm` on its own command line.
+
+    python -m lmms_eval --model slowfast_mllm --model_args pretrained=DIR,frames=128 --tasks videomme,mlvu_dev
+
+Questions are answered in batches of fixed composition (per task, sorted by video), so that a run resumed from
+its journal computes the same floats; frames are decoded ahead in threads; a video is encoded once per batch,
+however many questions it has.
+
+A question fails if its video cannot be read, or the answer is empty; an answer without an offered option's
+letter is `unparsed`. Either way lmms-eval is given a wrong option's letter: two of its parsers would draw one
+at random, and MVBench's would drop an empty answer from the denominator.
+"""
+
+import hashlib
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from lmms_eval.api.instance import Instance
+from lmms_eval.api.model import lmms
+from lmms_eval.models.registry_v2 import ModelManifest
+
+from harness.errors import UserError
+from harness.journal import EMPTY_ANSWER, UNPARSED, Entry, Journal, Key
+from harness.lmms_requests import (
+    Question,
+    cut,
+    key_of,
+    option_letter,
+    plan_batches,
+    read_questions,
+    videos_of,
+)
+from harness.progress import Display, Progress
+from harness.video import MISSING, SAMPLING_RULE, Decoded, VideoError, decode_ahead
+
+MODEL_ID = "slowfast_mllm"
+CONTROLS = ("none", "gate_closed", "other_video")
+DEFAULT_BATCH = 32
+Videos = dict[Path, Decoded | VideoError]
+
+manifest = ModelManifest(MODEL_ID, simple_class_path=f"{__name__}.SlowFastMLLM")
+
+
+class SlowFastMLLM(lmms):
+    """lmms-eval's view of one checkpoint at one number of frames.
+
+    Args:
+        pretrained: folder of a checkpoint with its processor.
+        frames: frames sampled from each video.
+        control: "none"; "gate_closed": without the slow tokens; "other_video": slow tokens of another video.
+        journal: file that keeps the answers; a run with the same arguments continues it.
+        batch: questions per batch, at most. lmms-eval's own `batch_size` does the same, but its command line
+            always sends one, 1 by default, so 1 there means that nothing was chosen (32).
+        workers: decoding threads.
+        device: torch device; default: the first GPU, or the CPU.
+        progress: where progress is reported; default: bars of its own on stderr.
+
+    Raises UserError for a bad argument.
+    """
+
+    is_simple = True
+
+    def __init__(
+        self,
+        pretrained: str | Path,
+        frames: int = 128,
+        control: str = "none",
+        journal: str | Path | None = None,
+        batch: int | None = None,
+        workers: int = 2,
+        device: str | None = None,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        progress: Progress | None = None,
+        **unknown: Any,
+    ) -> None:
+        super().__init__()
+        _check_arguments(unknown, control, frames=frames, batch=batch, workers=workers)
+        self.checkpoint = _checkpoint(pretrained)
+        self.frames, self.control, self.workers = frames, control, workers
+        self.journal_path = None if journal is None else Path(journal)
+        self.batch = batch or _lmms_eval_batch(batch_size)
+        self.progress = progress
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model, self.processor = _load(self.checkpoint, self.device, control)
+        self.entries: dict[Key, Entry] = {}
+        self.from_command_line = False
+
+    @classmethod
+    def create_from_arg_string(cls, *args: Any, **kwargs: Any) -> "SlowFastMLLM":
+        """As lmms-eval's command line calls it: then a UserError ends the process with its sentence.
+
+        That command line would print a traceback and exit with 0.
+        """
+        try:
+            model = super().create_from_arg_string(*args, **kwargs)
+        except UserError as error:
+            sys.exit(f"{MODEL_ID}: {error}")
+        model.from_command_line = True
+        return model
+
+    def generate_until(self, requests: list[Instance]) -> list[str]:
+        """Answer lmms-eval's questions, of all tasks at once, greedily; the texts are in their order."""
+        try:
+            if self.progress is not None:
+                return self._answer_all(requests, self.progress)
+            with Display() as display:
+                return self._answer_all(requests, display.progress())
+        except UserError as error:
+            if self.from_command_line:
+                sys.exit(f"{MODEL_ID}: {error}")
+            raise
+
+    def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
+        """Not offered: the benchmarks here are generated answers."""
+        raise NotImplementedError(f"{MODEL_ID} answers generate_until tasks only, not loglikelihood ones")
+
+    def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
+        """Not offered: the benchmarks here have one round."""
+        raise NotImplementedError(f"{MODEL_ID} answers generate_until tasks only, not multi-round ones")
+
+    # ------------------------------------------------------------------------------- from requests to answers
+
+    def _answer_all(self, requests: list[Instance], progress: Progress) -> list[str]:
+        questions = read_questions(requests, self.task_dict, other_video=self.control == "other_video")
+        batches = plan_batches(questions.values(), self.batch)
+        journal = Journal.resume(self._journal_file(), self._belongs_to(questions.values()))
+        pending = [batch for batch in batches if not journal.has(q.key for q in batch)]
+        done = len(questions) - sum(map(len, pending))
+        with progress.bar("answer", total=len(questions), done=done) as bar:
+            for batch, videos in self._with_videos(pending):
+                journal.append(self._answer(batch, videos))
+                bar.advance(len(batch))
+        self.entries = {key: journal.entries[key] for key in questions}
+        _report_failures(self.entries.values(), progress)
+        return [_text_to_score(self.entries[key_of(request)]) for request in requests]
+
+    def _journal_file(self) -> Path | None:
+        """Every process of a distributed run keeps a journal of its own."""
+        if self.journal_path is None or self.world_size == 1:
+            return self.journal_path
+        return self.journal_path.with_suffix(f".{self.rank}-of-{self.world_size}{self.journal_path.suffix}")
+
+    def _belongs_to(self, questions: Iterable[Question]) -> dict[str, str | int]:
+        """What the answers depend on; videos by name and size."""
+        ordered = sorted(questions, key=lambda q: q.key)
+        sizes = {q.path: q.path.stat().st_size if q.path and q.path.is_file() else -1 for q in ordered}
+        return {
+            "checkpoint": hash_checkpoint(self.checkpoint),
+            "frames": self.frames,
+            "sampling": SAMPLING_RULE,
+            "control": self.control,
+            "batch": self.batch,
+            "prompts": _digest((*q.key, q.prompt, q.max_new_tokens, q.until) for q in ordered),
+            "videos": _digest((*q.key, q.path.name if q.path else "", sizes[q.path]) for q in ordered),
+        }
+
+    def _with_videos(self, batches: list[list[Question]]) -> Iterator[tuple[list[Question], Videos]]:
+        """Each batch with its decoded videos, the next ones being decoded meanwhile."""
+        needed = [videos_of(batch) for batch in batches]
+        paths = (path for videos in needed for path in videos)
+        stream = decode_ahead(paths, self.frames, self.workers, ahead=4 * self.workers)
+        for batch, videos in zip(batches, needed, strict=True):
+            yield batch, {path: next(stream) for path in videos}
+
+    # ------------------------------------------------------------------------------------------- one batch
+
+    def _answer(self, batch: list[Question], videos: Videos) -> list[Entry]:
+        started = time.perf_counter()
+        errors = {q.key: _error_of(q, videos) for q in batch}
+        asked = [q for q in batch if errors[q.key] is None]
+        answers = dict(zip([q.key for q in asked], self._generate(asked, videos), strict=True))
+        seconds = (time.perf_counter() - started) / len(batch)
+        return [_entry(q, answers.get(q.key), errors[q.key], seconds) for q in batch]
+
+    @torch.inference_mode()
+    def _generate(self, questions: list[Question], videos: Videos) -> list[str]:
+        """The model's answers; each video is encoded once."""
+        if not questions:
+            return []
+        features = {path: self._encode(videos[path]) for path in videos_of(questions)}
+        inputs = dict(self.processor(text=[q.prompt for q in questions], n_frames=self.frames))
+        inputs["features"] = torch.cat([features[q.path] for q in questions])
+        inputs["frame_times"] = torch.stack([torch.from_numpy(videos[q.path].times_T) for q in questions])
+        if self.control == "other_video":
+            inputs["slow_features"] = torch.cat([features[q.other] for q in questions])
+        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        ids_BL = self.model.generate(**inputs, max_new_tokens=questions[0].max_new_tokens, do_sample=False)
+        new_BL = ids_BL[:, inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(new_BL, skip_special_tokens=True)
+        return [cut(text, q.until) for text, q in zip(texts, questions, strict=True)]
+
+    def _encode(self, video: Decoded) -> torch.Tensor:
+        """One video's encoder features, features_BTPV with B = 1."""
+        frames_BTCHW = self.processor.watchable([video.frames_THWC], [video.times_T])["frames"]
+        return self.model.encode_video(frames_BTCHW.to(self.device, self.model.dtype))
+
+
+def hash_checkpoint(folder: Path) -> str:
+    """sha256 over the files of a checkpoint that make its answers (names and contents)."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}:
+            digest.update(path.name.encode())
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _check_arguments(unknown: dict[str, Any], control: str, **counts: int | None) -> None:
+    if unknown:
+        known = "pretrained, frames, control, journal, batch, workers, device"
+        raise UserError(f"unknown model argument {next(iter(unknown))!r}: use one of {known}")
+    if control not in CONTROLS:
+        raise UserError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise UserError(f"model argument {name}={value!r}: give a whole number of at least 1")
+
+
+def _lmms_eval_batch(batch_size: int | str | None) -> int:
+    if batch_size in (None, 1, "1", "auto"):
+        return DEFAULT_BATCH
+    if not str(batch_size).isdecimal() or int(batch_size) < 1:
+        raise UserError(f"batch size {batch_size!r}: give a whole number of at least 1")
+    return int(batch_size)
+
+
+def _checkpoint(pretrained: str | Path) -> Path:
+    folder = Path(pretrained)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder} is no checkpoint folder (no config.json in it): set pretrained=FOLDER")
+    return folder
+
+
+def _load(folder: Path, device: torch.device, control: str) -> tuple[Any, Any]:
+    """(model, processor) of a checkpoint, ready to answer under a control."""
+    from architectures import SlowFastForConditionalGeneration, SlowFastProcessor
+
+    model = SlowFastForConditionalGeneration.from_pretrained(folder, local_files_only=True).to(device).eval()
+    if control != "none" and not model.hybrid_layers:
+        raise UserError(f"control={control}: the model in {folder} has no slow path; use control=none")
+    if control == "gate_closed":
+        model.close_gates_()
+    return model, SlowFastProcessor.from_pretrained(folder, local_files_only=True)
+
+
+def _error_of(question: Question, videos: Videos) -> VideoError | None:
+    """Why a question cannot be asked, if so."""
+    if question.path is None:
+        return VideoError(question.problem, kind=MISSING)
+    return next((videos[path] for path in question.videos if isinstance(videos[path], VideoError)), None)
+
+
+def _entry(question: Question, answer: str | None, error: VideoError | None, seconds: float) -> Entry:
+    letter = option_letter(answer, question.n_options) if answer else None
+    failure, message = "", ""
+    if error is not None:
+        failure, message = error.kind, str(error)
+    elif not answer:
+        failure, message = EMPTY_ANSWER, "the model's answer is empty"
+    elif letter is None:
+        failure, message = UNPARSED, f"no offered option's letter in {answer!r}"
+    return Entry(
+        task=question.task,
+        doc_id=question.doc_id,
+        video=question.path.name if question.path else "",
+        answer=answer,
+        letter=letter or question.wrong_letter,
+        failure=failure,
+        message=message,
+        seconds=round(seconds, 6),
+    )
+
+
+def _text_to_score(entry: Entry) -> str:
+    return entry.letter if entry.failure else entry.answer
+
+
+def _digest(items: Iterable[tuple]) -> str:
+    digest = hashlib.sha256()
+    for item in items:
+        digest.update(repr(item).encode())
+    return digest.hexdigest()[:16]
+
+
+def _report_failures(entries: Iterable[Entry], progress: Progress) -> None:
+    """Name each video that failed, once."""
+    entries = list(entries)
+    failed = [entry for entry in entries if entry.failure not in ("", UNPARSED)]
+    for message in dict.fromkeys(entry.message for entry in failed):
+        progress.say(f"failed: {message}")
+    if failed:
+        progress.say(f"{len(failed)} of {len(entries)} questions failed and are scored as wrong")

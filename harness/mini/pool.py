@@ -1,0 +1,55 @@
+"""The pool of training clips: frames through the codec, then the frozen encoder's features, kept on disk."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from architectures.encoders import Encoder
+from harness.mini.clips import through_codec
+from harness.mini.encoder import normalise
+from harness.mini.world import FRAMES, Clip, draw_clip, render
+
+
+def write_features(
+    encoder: Encoder, seed: int, start: int, stop: int, path: Path, progress: Callable[[int, int], None]
+) -> None:
+    """Renders clips `start` to `stop` of a seed, through the codec and the encoder, to `float16 features_NTPV` (npy)."""
+    rows, columns = encoder.grid
+    shape = (stop - start, FRAMES, rows * columns, encoder.width)
+    features = np.lib.format.open_memmap(path, "w+", np.float16, shape)
+    for index in range(start, stop):
+        frames_THWC = through_codec(render(draw_clip(seed, index)))
+        with torch.no_grad():
+            features[index - start] = encoder.encode(normalise(frames_THWC, encoder)).numpy()
+        progress(index - start + 1, stop - start)
+    features.flush()
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Clips and their features; parts are memory-mapped, so that two trainings share one copy."""
+
+    clips: list[Clip]
+    parts: list[np.ndarray]
+
+    @classmethod
+    def open(cls, seed: int, paths: list[Path]) -> "Pool":
+        """The pool in the files that `write_features` made of consecutive ranges from clip 0 on."""
+        parts = [np.load(path, mmap_mode="r") for path in paths]
+        return cls([draw_clip(seed, index) for index in range(sum(map(len, parts)))], parts)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def features(self, clips_B: np.ndarray, frames_BT: np.ndarray) -> torch.Tensor:
+        """The features of some frames of some clips, `features_BTPV`, float32."""
+        starts = np.cumsum([0] + [len(part) for part in self.parts])
+        which = np.searchsorted(starts, clips_B, side="right") - 1
+        picked = [
+            self.parts[part][clip - starts[part]][frames]
+            for part, clip, frames in zip(which, clips_B, frames_BT, strict=True)
+        ]
+        return torch.from_numpy(np.stack(picked)).float()

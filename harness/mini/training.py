@@ -1,0 +1,192 @@
+"""The stages of mini training: encoder, pool, base, adapt. Each writes one folder; see `harness.stages`.
+
+    encoder (per seed) --> pool (per seed, in parts) --> base (per base seed) --> adapt (per row and base seed)
+
+The encoder and the pool are shared by both base seeds, a base by all rows.
+"""
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from architectures import SlowFastConfig, SlowFastForConditionalGeneration, SlowFastProcessor
+from harness.mini.encoder import EncoderRecipe, pretrain_encoder
+from harness.mini.initialise import initialise
+from harness.mini.pool import Pool, write_features
+from harness.mini.questions import FAMILIES
+from harness.mini.recipes import (
+    AdaptRecipe,
+    AdaptTraining,
+    BaseRecipe,
+    BaseTraining,
+    PackedQuestions,
+    key_frames,
+)
+from harness.mini.stream import QuestionStream, suite_tokenizer
+from harness.packing import IGNORED
+from harness.paths import write_text
+from harness.progress import Progress
+from harness.train import Optimisation, train
+
+TRAINING_CLIPS = 2_000_000  # seeds of clips: never those of a suite, which start at one million
+DEVELOPMENT_CLIPS = 3_000_000
+DEVELOPMENT_SIZE = 100
+WEIGHTS = "encoder.pt"
+FEATURES = "features.npy"
+
+
+def encoder_stage(out: Path, progress: Progress, seed: int, vision: dict[str, Any], recipe: dict[str, Any]) -> None:
+    """Pretrains the encoder: `encoder.pt`, `accuracy.json` (on held-out frames)."""
+    quiet()
+    with (
+        progress.bar("frames", recipe["clips"], share=0.25) as frames,
+        progress.bar("steps", recipe["steps"], share=0.75) as steps,
+    ):
+        bars = {"frames": frames, "encoder": steps}
+        encoder, accuracy = pretrain_encoder(
+            vision, TRAINING_CLIPS + seed, EncoderRecipe(**recipe), lambda bar, done, total: bars[bar].advance()
+        )
+    torch.save({"weights": encoder.state_dict(), "vision": vision}, out / WEIGHTS)
+    write_text(out / "accuracy.json", json.dumps(accuracy, indent=2))
+
+
+def pool_stage(out: Path, progress: Progress, encoder: Path, seed: int, start: int, stop: int, clips: str) -> None:
+    """Features of clips `start` to `stop` of the "training" or "development" seed: `features.npy`."""
+    quiet()
+    first = {"training": TRAINING_CLIPS, "development": DEVELOPMENT_CLIPS}[clips]
+    with progress.bar("clips", stop - start) as bar:
+        write_features(
+            load_encoder(encoder), first + seed, start, stop, out / FEATURES, lambda done, total: bar.advance()
+        )
+
+
+def base_stage(
+    out: Path,
+    progress: Progress,
+    encoder: Path,
+    development: Path,
+    seed: int,
+    base_seed: int,
+    config: dict[str, Any],
+    recipe: dict[str, Any],
+    **pool: Path,
+) -> None:
+    """Trains a base: a model folder with its processor, and `base.json` with its accuracy against the threshold."""
+    quiet()
+    recipe = dict(recipe)
+    threshold, optimisation = recipe.pop("threshold"), Optimisation(recipe.pop("steps"), recipe.pop("lr"))
+    stream = QuestionStream(suite_tokenizer())
+    torch.manual_seed(base_seed)
+    model = SlowFastForConditionalGeneration(SlowFastConfig.from_dict(config))
+    model.encoder = load_encoder(encoder)
+    initialise(model, base_seed)
+    chosen = BaseRecipe(**recipe, optimisation=optimisation)
+    clips = Pool.open(TRAINING_CLIPS + seed, [part / FEATURES for _, part in sorted(pool.items())])
+    training = BaseTraining(chosen, clips, stream, base_seed, model)
+    outcome = run_training(model, training, optimisation, out, base_seed, progress)
+    held_out = Pool.open(DEVELOPMENT_CLIPS + seed, [development / FEATURES])
+    accuracy = base_accuracy(model, held_out, stream)
+    mean = sum(accuracy.values()) / len(accuracy)
+    report = {"accuracy": accuracy, "mean": mean, "threshold": threshold, "passed": mean >= threshold, **outcome}
+    write_text(out / "base.json", json.dumps(report, indent=2))
+    save(model, stream, out)
+    if mean < threshold:
+        progress.say(f"base seed {base_seed} reads {mean:.0%} of key-frame questions, under its threshold {threshold:.0%}")
+
+
+def adapt_stage(
+    out: Path,
+    progress: Progress,
+    base: Path,
+    seed: int,
+    base_seed: int,
+    frames: int,
+    variant: dict[str, Any],
+    recipe: dict[str, Any],
+    **pool: Path,
+) -> None:
+    """Makes a variant of a base and trains all of it but the encoder: a model folder with its processor."""
+    quiet()
+    stream = QuestionStream(suite_tokenizer())
+    torch.manual_seed(base_seed)
+    model = SlowFastForConditionalGeneration.from_base(
+        SlowFastForConditionalGeneration.from_pretrained(base), **variant
+    )
+    model.encoder.requires_grad_(False)
+    optimisation = Optimisation(
+        recipe["steps"], recipe["lr"], lr_factors={".gate.": recipe["gate_lr_factor"]}
+    )
+    chosen = AdaptRecipe(recipe["videos"], recipe["questions"], optimisation)
+    clips = Pool.open(TRAINING_CLIPS + seed, [part / FEATURES for _, part in sorted(pool.items())])
+    training = AdaptTraining(chosen, clips, stream, 1_000 + base_seed, model, frames)
+    outcome = run_training(model, training, optimisation, out, base_seed, progress)
+    gates = [torch.tanh(cross.gate.warmup).item() for _, cross in model.cross_attentions()]
+    write_text(out / "adapt.json", json.dumps({**outcome, "gates": gates}, indent=2))
+    save(model, stream, out)
+
+
+def run_training(
+    model: SlowFastForConditionalGeneration,
+    recipe: Any,
+    optimisation: Optimisation,
+    out: Path,
+    seed: int,
+    progress: Progress,
+) -> dict[str, float]:
+    """Trains with a progress bar that starts where a resumed run does."""
+    state = {"bar": None, "done": 0}
+
+    def report(done: int, total: int) -> None:
+        if state["bar"] is None:
+            state["bar"], state["done"] = progress.bar("steps", total, done=done - 1), done - 1
+        state["bar"].advance(done - state["done"])
+        state["done"] = done
+
+    outcome = train(model, recipe, optimisation, out / "checkpoints", seed, report)
+    if state["bar"] is not None:
+        state["bar"].__exit__()
+    return outcome
+
+
+def load_encoder(folder: Path) -> torch.nn.Module:
+    """The frozen encoder that `encoder_stage` wrote."""
+    from architectures.encoders import ENCODERS
+
+    saved = torch.load(folder / WEIGHTS, weights_only=True)
+    encoder = ENCODERS.build(saved["vision"])
+    encoder.load_state_dict(saved["weights"])
+    return encoder.eval().requires_grad_(False)
+
+
+def save(model: SlowFastForConditionalGeneration, stream: QuestionStream, out: Path) -> None:
+    """Model and processor, as `from_pretrained` reads them."""
+    model.eval().save_pretrained(out)
+    SlowFastProcessor.for_model(model.config, model.encoder, stream.tokenizer).save_pretrained(out)
+
+
+@torch.no_grad()
+def base_accuracy(
+    model: SlowFastForConditionalGeneration, clips: Pool, stream: QuestionStream
+) -> dict[str, float]:
+    """Share of right words per family on held-out clips whose key frames are shown: can the base read at all?"""
+    model.eval()
+    rng, chance = np.random.default_rng(0), random.Random(0)
+    questions = PackedQuestions(clips, stream, model)
+    clips_B = np.arange(len(clips))
+    frames_BT = np.stack([key_frames(rng, clip, BaseTraining.FRAMES_AT_MOST) for clip in clips.clips])
+    branches = [stream.branches([stream.draw(chance, clip, family) for family in FAMILIES]) for clip in clips.clips]
+    batch = questions.batch(clips_B, frames_BT, branches)
+    right_BQM = questions.logits(model, batch).argmax(-1) == batch.answer_BQM
+    word_BQ = right_BQM[batch.answer_BQM != IGNORED].unflatten(0, (*right_BQM.shape[:2], -1))[..., 0]
+    return dict(zip(FAMILIES, word_BQ.float().mean(0).tolist(), strict=True))
+
+
+def quiet() -> None:
+    """Keeps transformers' own bars and advice off the terminal: the harness shows its progress itself."""
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()

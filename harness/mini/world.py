@@ -1,0 +1,248 @@
+"""A small procedural world: 16-second clips in which short coloured flashes happen.
+
+A clip is 128 frames of 64 x 64 RGB at 8 fps: a drifting blocky texture, a large ball that crosses the
+frame (or rests), slight sensor noise, and ten *flashes*: a glyph in a saturated colour, inside one quadrant,
+visible for one or two frames. Of the eight glyphs five flash exactly once, the others 0, 2 and 3 times.
+
+Everything is a pure function of (seed, index).
+
+Shapes: T frames, H x W pixels, C = 3 channels, 4 quadrants, 2 = (y, x).
+"""
+
+from dataclasses import dataclass
+from functools import cache, cached_property
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+
+from harness.errors import UserError
+
+FRAMES, SIZE, FPS = 128, 64, 8
+GENERATOR_VERSION = 1  # raise it whenever the same (seed, index) would give other pixels or other flashes
+
+# World seeds: evaluation and training clips come from disjoint ranges, one seed of each per experiment seed.
+SEEDS = 1_000_000
+EVALUATION_SEEDS, TRAINING_SEEDS = range(SEEDS, 2 * SEEDS), range(2 * SEEDS, 3 * SEEDS)
+
+GLYPH_BITMAPS = {
+    "plus": "0001000 0001000 0001000 1111111 0001000 0001000 0001000",
+    "cross": "1000001 0100010 0010100 0001000 0010100 0100010 1000001",
+    "square": "1111111 1000001 1000001 1000001 1000001 1000001 1111111",
+    "triangle": "0001000 0001000 0011100 0011100 0111110 0111110 1111111",
+    "circle": "0011100 0111110 1111111 1111111 1111111 0111110 0011100",
+    "flag": "1111111 1111111 1111111 1100000 1100000 1100000 1100000",
+    "corner": "1100000 1100000 1100000 1100000 1100000 1111111 1111111",
+    "ladder": "1100011 1111111 1100011 1100011 1100011 1111111 1100011",
+}
+GLYPHS = tuple(GLYPH_BITMAPS)
+GLYPH_SIZE = 14  # a 7 x 7 bitmap drawn twice as large, so that every stroke covers whole chroma samples
+COLOUR_VALUES = {
+    "red": (250, 30, 30),
+    "green": (30, 220, 30),
+    "blue": (50, 60, 250),
+    "yellow": (245, 235, 30),
+    "magenta": (240, 50, 240),
+    "cyan": (40, 230, 240),
+}
+COLOURS = tuple(COLOUR_VALUES)
+PLACES = ("northwest", "northeast", "southwest", "southeast")
+MOTIONS = ("right", "left", "up", "down", "still")
+COUNTS = ("zero", "one", "two", "three")
+
+FLASH_COUNTS = (1, 1, 1, 1, 1, 0, 2, 3)  # dealt to a random permutation of the glyphs
+MIN_ONSET_GAP = 3  # frames; leaves at least one frame without a flash between two flashes
+BALL_RADIUS, BALL_BRIGHTNESS = 14, 70
+TEXTURE_SIZE, TEXTURE_BLOCK = 112, 8
+NOISE_SD = 2.5
+
+GLYPH_MASKS = np.array([[[int(c) for c in row] for row in bits.split()] for bits in GLYPH_BITMAPS.values()])
+GLYPH_MASKS = GLYPH_MASKS.repeat(2, 1).repeat(2, 2).astype(bool)  # (8, 14, 14)
+COLOUR_RGB = np.array(list(COLOUR_VALUES.values()), np.uint8)  # (6, 3)
+
+
+@dataclass(frozen=True)
+class Flash:
+    """One appearance of a glyph; `start` and `duration` in frames, (y, x) its upper left pixel."""
+
+    start: int
+    duration: int
+    glyph: int
+    colour: int
+    place: int
+    y: int
+    x: int
+
+
+@dataclass(frozen=True)
+class Clip:
+    """What happens in one clip: the flashes, the ball's motion, and where ball and texture are."""
+
+    seed: int
+    index: int
+    flashes: tuple[Flash, ...]  # in order of time
+    motion: int
+    ball: tuple[float, float, float]  # lateral position, resting position along the path, phase of the sway
+    drift: tuple[int, int, int, int]  # texture origin (y, x) at the first and at the last frame
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """How often each of the eight glyphs flashes."""
+        shown = [flash.glyph for flash in self.flashes]
+        return tuple(shown.count(glyph) for glyph in range(len(GLYPHS)))
+
+    @cached_property
+    def singles(self) -> tuple[int, ...]:
+        """The glyphs that flash exactly once, in the order of their flashes."""
+        return tuple(flash.glyph for flash in self.flashes if self.counts[flash.glyph] == 1)
+
+    @cached_property
+    def _single_flash(self) -> dict[int, Flash]:
+        return {flash.glyph: flash for flash in self.flashes if self.counts[flash.glyph] == 1}
+
+    def flash_of(self, glyph: int) -> Flash:
+        """The only flash of a glyph in `singles`; ValueError for any other glyph."""
+        if glyph not in self._single_flash:
+            raise ValueError(f"the {GLYPHS[glyph]} flashes {self.counts[glyph]} times in this clip, not once")
+        return self._single_flash[glyph]
+
+
+def evaluation_seed(seed: int) -> int:
+    """The world seed of the evaluation clips of experiment seed 0 to 999,999; UserError outside."""
+    return _seed_in(EVALUATION_SEEDS, seed)
+
+
+def training_seed(seed: int) -> int:
+    """The world seed of the training clips of experiment seed 0 to 999,999; UserError outside."""
+    return _seed_in(TRAINING_SEEDS, seed)
+
+
+def _seed_in(seeds: range, seed: int) -> int:
+    if not 0 <= seed < SEEDS:
+        raise UserError(f"seed {seed} is out of range: use one from 0 to {SEEDS - 1}")
+    return seeds[seed]
+
+
+def draw_clip(seed: int, index: int) -> Clip:
+    """The clip number `index` of a seed (both >= 0): a pure function of the two."""
+    rng = np.random.default_rng([seed, index])
+    glyphs = rng.permutation(np.repeat(rng.permutation(len(GLYPHS)), FLASH_COUNTS))
+    n = len(glyphs)
+    slack = MIN_ONSET_GAP - 1
+    onsets = np.sort(rng.choice(FRAMES - 1 - slack * (n - 1), n, replace=False)) + slack * np.arange(n)
+    colours = rng.integers(0, len(COLOURS), n)
+    places = rng.integers(0, len(PLACES), n)
+    y, x = _glyph_corner(rng, places)
+    durations = rng.integers(1, 3, n)
+    columns = (onsets, durations, glyphs, colours, places, y, x)
+    flashes = tuple(Flash(*row) for row in np.stack(columns, 1).tolist())
+    motion = int(rng.integers(len(MOTIONS)))
+    ball = (rng.uniform(10, SIZE - 10), rng.uniform(10, SIZE - 10), rng.uniform(0, 2 * np.pi))
+    drift = tuple(rng.integers(0, TEXTURE_SIZE - SIZE + 1, 4).tolist())
+    return Clip(seed, index, flashes, motion, ball, drift)
+
+
+def render(clip: Clip) -> np.ndarray:
+    """Draw a clip: uint8 frames_THWC (128, 64, 64, 3), always the same for the same clip."""
+    rng = np.random.default_rng([clip.seed, clip.index, 1])
+    origin_T2 = np.linspace(clip.drift[:2], clip.drift[2:], FRAMES).round().astype(int)
+    frames_THWC = _scene(rng, origin_T2, _ball_track(clip))
+    for flash in clip.flashes:
+        for t in range(flash.start, flash.start + flash.duration):
+            _stamp(frames_THWC[t], flash.glyph, flash.colour, flash.y, flash.x)
+    return frames_THWC
+
+
+def draw_dense_frames(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """128 unrelated frames with many glyphs: labelled images to pretrain a frame encoder with.
+
+    Returns frames_THWC (uint8), glyph_T4 (per quadrant: glyph + 1, or 0 where there is none), colour_T4
+    (-100 where there is no glyph) and ball_T2 (the ball's centre, (y, x); the frame spans -1 to 1).
+    """
+    rng = np.random.default_rng([seed, index, 2])
+    ball_T2 = rng.uniform(-8, SIZE + 8, (FRAMES, 2)).round()
+    origin_T2 = rng.integers(0, TEXTURE_SIZE - SIZE + 1, (FRAMES, 2))
+    textures = 8
+    frames_THWC = np.concatenate(
+        [
+            _scene(rng, o, b)
+            for o, b in zip(np.split(origin_T2, textures), np.split(ball_T2, textures), strict=True)
+        ]
+    )
+    present_T4 = rng.random((FRAMES, len(PLACES))) < 0.45
+    glyph_T4 = np.where(present_T4, rng.integers(1, len(GLYPHS) + 1, present_T4.shape), 0)
+    colour_T4 = np.where(present_T4, rng.integers(0, len(COLOURS), present_T4.shape), -100)
+    y_T4, x_T4 = _glyph_corner(rng, np.broadcast_to(np.arange(len(PLACES)), present_T4.shape))
+    for t, place in zip(*np.nonzero(present_T4), strict=True):
+        at = t, place
+        _stamp(frames_THWC[t], glyph_T4[at] - 1, colour_T4[at], y_T4[at], x_T4[at])
+    return frames_THWC, glyph_T4, colour_T4, ((ball_T2 - SIZE / 2) / (SIZE / 2)).astype(np.float32)
+
+
+def _glyph_corner(rng: np.random.Generator, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Upper left corners (y, x), even, that put a glyph fully inside each of these quadrants."""
+    half = SIZE // 2
+    steps = (half - GLYPH_SIZE) // 2 + 1
+    y = places // 2 * half + 2 * rng.integers(0, steps, places.shape)
+    x = places % 2 * half + 2 * rng.integers(0, steps, places.shape)
+    return y, x
+
+
+def _ball_track(clip: Clip) -> np.ndarray:
+    """The ball's centre per frame, (y, x) in pixels: ball_T2."""
+    lateral, rest, phase = clip.ball
+    progress_T = np.linspace(0, 1, FRAMES)
+    across_T = lateral + 3 * np.sin(6 * progress_T + phase)
+    along_T = -8 + (SIZE + 16) * progress_T  # half of the ball is in view at either end
+    name = MOTIONS[clip.motion]
+    if name == "still":
+        return np.tile([lateral, rest], (FRAMES, 1))
+    if name in ("left", "up"):
+        along_T = along_T[::-1]
+    horizontal = name in ("left", "right")
+    return np.stack([across_T, along_T] if horizontal else [along_T, across_T], 1)
+
+
+def _scene(rng: np.random.Generator, origin_T2: np.ndarray, ball_T2: np.ndarray) -> np.ndarray:
+    """Texture, ball and noise without flashes: uint8 frames_THWC.
+
+    All sums stay inside 0..255 (30..100 texture, +70 ball, noise clipped at 12): bytes are added as they are.
+    """
+    blocks = TEXTURE_SIZE // TEXTURE_BLOCK
+    texture_HWC = 30 + 35 * rng.random((blocks, blocks, 3)) + 35 * rng.random(3)
+    texture_HWC = texture_HWC.astype(np.uint8).repeat(TEXTURE_BLOCK, 0).repeat(TEXTURE_BLOCK, 1)
+    frames_THWC = _windows(texture_HWC, origin_T2)
+    disc = _disc()
+    frames_THWC += _windows(disc, disc.shape[0] // 2 - ball_T2.round().astype(int))
+    noise = _noise()
+    pixels = SIZE * SIZE * 3
+    offset_T = rng.integers(0, len(noise) - pixels, len(frames_THWC))
+    frames_THWC += sliding_window_view(noise, pixels)[offset_T].reshape(frames_THWC.shape)
+    return frames_THWC
+
+
+def _windows(image_HWC: np.ndarray, origin_T2: np.ndarray) -> np.ndarray:
+    """Crops of SIZE x SIZE at the given corners: a new array (T, SIZE, SIZE, 3)."""
+    width = image_HWC.shape[1]
+    rows = sliding_window_view(image_HWC.reshape(-1), SIZE * 3)  # one row of pixels from any byte on
+    start_TH = ((origin_T2[:, :1] + np.arange(SIZE)) * width + origin_T2[:, 1:]) * 3
+    return rows[start_TH].reshape(-1, SIZE, SIZE, 3)
+
+
+def _stamp(frame_HWC: np.ndarray, glyph: int, colour: int, y: int, x: int) -> None:
+    frame_HWC[y : y + GLYPH_SIZE, x : x + GLYPH_SIZE][GLYPH_MASKS[glyph]] = COLOUR_RGB[colour]
+
+
+@cache
+def _disc() -> np.ndarray:
+    """The ball's brightness in the middle of a black canvas, large enough to crop any position from."""
+    centre = SIZE + BALL_RADIUS
+    axis = np.arange(2 * centre) - centre
+    inside_HW = axis[:, None] ** 2 + axis**2 < BALL_RADIUS**2
+    return np.repeat(inside_HW[..., None] * np.uint8(BALL_BRIGHTNESS), 3, 2)
+
+
+@cache
+def _noise() -> np.ndarray:
+    """Sensor noise as bytes modulo 256; each frame reads it from an offset of its own."""
+    noise = np.random.default_rng(7).normal(0, NOISE_SD, 64 * SIZE * SIZE * 3)
+    return np.clip(noise.round(), -12, 12).astype(np.int8).view(np.uint8)

@@ -1,0 +1,93 @@
+"""FLOPs of a video's way to the first token, counted by torch on the meta device: no weights, no arithmetic.
+
+Conventions, the same wherever an overhead is stated: FLOP = 2 x MAC; attention as the full square; lm_head on the
+last position only (as `generate` runs it); matrix products, convolutions and attention are counted, elementwise
+operations are not. `llm_prefill` is the decoder with its cross-attention, slow K/V projection included; `model` adds
+vision tower, projector and compressor. Agrees with the closed form of `architectures.cost` to the operation.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from architectures import SlowFastConfig, SlowFastForConditionalGeneration
+from architectures.hybrid import remember
+from architectures.tokens import Readers
+
+META = torch.device("meta")
+
+
+@dataclass(frozen=True)
+class FlopCount:
+    """FLOPs by stage, and the tokens behind them."""
+
+    fast_tokens: int
+    slow_tokens: int
+    vision: int
+    projector: int
+    slow_keys_values: int
+    decoder: int
+    lm_head: int
+
+    @property
+    def llm_prefill(self) -> int:
+        """The LLM's share: slow keys and values, decoder, lm_head."""
+        return self.slow_keys_values + self.decoder + self.lm_head
+
+    @property
+    def model(self) -> int:
+        """The whole model, vision tower included."""
+        return self.vision + self.projector + self.llm_prefill
+
+    def stages(self) -> dict[str, int]:
+        """Stage -> FLOP."""
+        names = ("vision", "projector", "slow_keys_values", "decoder", "lm_head")
+        return {name: getattr(self, name) for name in names}
+
+
+def counted(run: Callable[[], Any]) -> tuple[Any, int]:
+    """What `run` returns, and the FLOPs it took."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        result = run()
+    return result, counter.get_total_flops()
+
+
+def count_prefill(config: SlowFastConfig, frames: int, text_tokens: int) -> FlopCount:
+    """Counts one video of `frames` frames with `text_tokens` tokens of text, all of which the scope lets read."""
+    with META:
+        model = SlowFastForConditionalGeneration(config)
+    return count_model(model, frames, text_tokens)
+
+
+def count_model(model: SlowFastForConditionalGeneration, frames: int, text_tokens: int) -> FlopCount:
+    """As `count_prefill`, of a model on the meta device."""
+    encoder, language = model.encoder, model.language_model
+    size, width = encoder.image_size, model.config.text_config.hidden_size
+    patches = encoder.grid[0] * encoder.grid[1]
+    with META:
+        frame, times = torch.empty(1, 1, 3, size, size), torch.empty(1, frames)
+        features = torch.empty(1, frames, patches, encoder.width)
+    _, vision = counted(lambda: model.encode_video(frame))
+    tokens, projector = counted(lambda: model.fast_and_slow(model.watch(features), times))
+    n_fast = tokens.fast_BFD.shape[1]
+    is_video_BL = torch.arange(n_fast + text_tokens)[None] < n_fast
+    readers = Readers(Readers.from_mask(model.scope(is_video_BL, torch.zeros_like(is_video_BL))).index_BN.to(META))
+    memory, slow = None, 0
+    if tokens.slow_BSD is not None:
+        memory, slow = counted(lambda: remember(language.model, model.hybrid_layers, tokens.slow_BSD))
+    embeds = torch.empty(1, n_fast + text_tokens, width, device=META)
+    hidden, decoder = counted(
+        lambda: language.model(
+            inputs_embeds=embeds,
+            attention_mask={"full_attention": None},
+            use_cache=False,
+            slow_memory=memory,
+            readers=readers if memory is not None else None,
+        ).last_hidden_state
+    )
+    _, lm_head = counted(lambda: language.lm_head(hidden[:, -1:]))
+    n_slow = 0 if tokens.slow_BSD is None else tokens.slow_BSD.shape[1]
+    return FlopCount(n_fast, n_slow, vision * frames, projector, slow, decoder, lm_head)

@@ -1,0 +1,90 @@
+"""Writes results/README.md from the schemas: `python -m harness.results_readme` (in the checkout's root)."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from harness.foot import BASELINE
+from harness.paths import write_text
+from harness.report import COLUMNS, CONTROLLED, SCORES
+from harness.rows import SAMPLE_COLUMNS, SCHEMA_VERSION, Row
+
+README = Path("results") / "README.md"
+INTRODUCTION = """# Results
+
+Written by `python -m harness.results_readme`; a test compares it with the schemas it documents.
+
+| path | what it is |
+|---|---|
+| `rows/TABLE_SCALE_seedSEED.jsonl` | the rows of one run of a table, one JSON object per (architecture, \
+frames, base seed, control) |
+| `rows/TABLE_SCALE_seedSEED.samples.parquet` | what each row answered to each question |
+| `tables/main_SCALE.{csv,md,tex}` | the main table, base seeds pooled; conventions in the foot of md \
+and tex |
+| `tables/controls_SCALE.{csv,md,tex}` | slow_fast as trained, and with its slow tokens switched off or \
+replaced, minus the compressor alone |
+| `figures/*.{svg,png}` | the main table drawn |
+| `runs/` | where training and evaluation keep their work; not in git |
+
+Tables and figures are made from `rows/` alone, and the same rows give the same bytes. Nothing else reads
+`rows/`: a fresh clone trains, evaluates and measures for itself.
+"""
+CONTROLS_COLUMNS = {
+    "architecture": "the model under control",
+    "frames": "frames sampled from each video",
+    "control": "`none`: as trained; `gate_closed`: warm-up scalars 0; `other_video`: another's slow tokens",
+    "seeds": "number of base seeds pooled",
+    "NAME, NAME_lo, NAME_hi": f"for NAME in {', '.join(SCORES)}: its score minus that of {CONTROLLED[0]} at "
+    f"{CONTROLLED[1]} frames on the same questions, percentage points, and the 95% interval",
+    "p_largest": "exact McNemar test over all questions, the largest p over base seeds",
+    "gain": "whether the average's interval lies above 0",
+}
+
+
+def text() -> str:
+    """The whole of results/README.md."""
+    fields = [
+        (f"`{name}`", _type(field.annotation), field.description) for name, field in Row.model_fields.items()
+    ]
+    return "\n".join(
+        [
+            INTRODUCTION,
+            f"## Rows (schema version {SCHEMA_VERSION})\n",
+            _table(["field", "type", "meaning"], fields),
+            "## Samples\n",
+            _table(["column", "meaning"], _documented(SAMPLE_COLUMNS)),
+            "## tables/main_SCALE.csv\n",
+            f"One line per (architecture, frames); overheads and gain are against {BASELINE[0]} at "
+            f"{BASELINE[1]} frames, and empty if it is not among the rows.\n",
+            _table(["column", "meaning"], _documented(COLUMNS)),
+            "## tables/controls_SCALE.csv\n",
+            _table(["column", "meaning"], _documented(CONTROLS_COLUMNS)),
+        ]
+    )
+
+
+def main() -> None:
+    """Write the file."""
+    write_text(README, text())
+    print(README)
+
+
+def _documented(columns: dict[str, str]) -> Iterable[tuple[str, str]]:
+    return ((f"`{name}`", meaning) for name, meaning in columns.items())
+
+
+def _table(heads: list[str], rows: Iterable[tuple[str, ...]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines) + "\n"
+
+
+def _type(annotation: type) -> str:
+    """An annotation as a reader of the JSON knows it."""
+    spelt = (
+        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else ""
+    )
+    named = spelt or str(annotation).replace("typing.", "").replace("harness.rows.", "")
+    return named.replace("NoneType", "null").replace("None", "null").replace("|", "or")
+
+
+if __name__ == "__main__":
+    main()
