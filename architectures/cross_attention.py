@@ -26,12 +26,17 @@ class SlowMemory:
 
     def select(self, index_B: torch.Tensor) -> "SlowMemory":
         """The memory of the batch rows `index_B` (beam search reorders, batches shrink)."""
-        pick = {i: (k.index_select(0, index_B), v.index_select(0, index_B)) for i, (k, v) in self.layers.items()}
+        pick = {
+            i: (k.index_select(0, index_B), v.index_select(0, index_B)) for i, (k, v) in self.layers.items()
+        }
         return SlowMemory(pick)
 
     def repeat(self, times: int) -> "SlowMemory":
         """The memory with every batch row repeated `times` times in place."""
-        spread = {i: (k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for i, (k, v) in self.layers.items()}
+        spread = {
+            i: (k.repeat_interleave(times, 0), v.repeat_interleave(times, 0))
+            for i, (k, v) in self.layers.items()
+        }
         return SlowMemory(spread)
 
 
@@ -50,7 +55,9 @@ class CrossAttention(nn.Module):
     def keys_values(self, slow_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of normalised slow tokens, `(key_BKSE, value_BKSE)`."""
         heads = (*slow_BSD.shape[:2], -1, self.head_dim)
-        return self.k_proj(slow_BSD).view(heads).transpose(1, 2), self.v_proj(slow_BSD).view(heads).transpose(1, 2)
+        return self.k_proj(slow_BSD).view(heads).transpose(1, 2), self.v_proj(slow_BSD).view(heads).transpose(
+            1, 2
+        )
 
     def forward(
         self,
@@ -92,7 +99,9 @@ def initialise_keys_values(cross: CrossAttention, attention: nn.Module, how: str
         if key is None:
             continue
         if how == "scrambled":
-            heads = torch.cat([key.unflatten(0, (-1, cross.head_dim)), value.unflatten(0, (-1, cross.head_dim))])
+            heads = torch.cat(
+                [key.unflatten(0, (-1, cross.head_dim)), value.unflatten(0, (-1, cross.head_dim))]
+            )
             key, value = heads[0::2].flatten(0, 1), heads[1::2].flatten(0, 1)
         getattr(cross.k_proj, name).copy_(key)
         getattr(cross.v_proj, name).copy_(value)

@@ -39,7 +39,9 @@ def hybrid_attention(backend: str) -> Callable:
         # A recipe of `base` training: layers after the first may be kept from reading the video directly.
         if later_mask is not None and module.layer_idx > 0:
             mask = later_mask
-        attended_BLQE, weights = base(module, query_BQLE, key_BKME, value_BKME, mask, scaling=scaling, **kwargs)
+        attended_BLQE, weights = base(
+            module, query_BQLE, key_BKME, value_BKME, mask, scaling=scaling, **kwargs
+        )
         if slow_memory is None or readers is None or module.layer_idx not in slow_memory.layers:
             return attended_BLQE, weights
         key_values = slow_memory.layers[module.layer_idx]

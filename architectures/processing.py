@@ -47,7 +47,9 @@ class SlowFastProcessor(ProcessorMixin):
         super().__init__(video_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
-    def for_model(cls, config: SlowFastConfig, encoder: Encoder, tokenizer: PreTrainedTokenizerBase) -> "SlowFastProcessor":
+    def for_model(
+        cls, config: SlowFastConfig, encoder: Encoder, tokenizer: PreTrainedTokenizerBase
+    ) -> "SlowFastProcessor":
         """The processor that fits a model's configuration and encoder."""
         video_processor = SlowFastVideoProcessor(
             size={"height": encoder.image_size, "width": encoder.image_size},
@@ -92,7 +94,9 @@ class SlowFastProcessor(ProcessorMixin):
         """Videos to `frames_BTCHW`, resized and normalised, and `frame_times_BT`."""
         counts = {len(video) for video in videos}
         if len(counts) != 1 or len(times) != len(videos):
-            raise ValueError(f"The videos of a batch need one frame count and a time per frame, got {sorted(counts)}.")
+            raise ValueError(
+                f"The videos of a batch need one frame count and a time per frame, got {sorted(counts)}."
+            )
         frames = [torch.as_tensor(np.asarray(video)).permute(0, 3, 1, 2) for video in videos]
         pixels = self.video_processor(videos=frames, return_tensors="pt", input_data_format="channels_first")
         frame_times = torch.stack([torch.as_tensor(np.asarray(t), dtype=torch.float32) for t in times])

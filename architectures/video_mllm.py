@@ -47,7 +47,10 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder = ENCODERS.build(config.vision)
         self.projector = Projector(self.encoder.width, width, config.projector_depth)
         self.time_positions = torch.nn.ModuleDict(  # by name: equal names share their weights
-            {spec["name"]: TIME_POSITIONS.build(spec, width=width) for spec in (config.fast_time, config.slow_time)}
+            {
+                spec["name"]: TIME_POSITIONS.build(spec, width=width)
+                for spec in (config.fast_time, config.slow_time)
+            }
         )
         self.compressor = COMPRESSORS.build(config.compressor, width=width)
         attention = config._attn_implementation or "sdpa"
@@ -89,7 +92,9 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         places_BL1 = (input_ids_BL == self.config.video_token_id)[..., None]
         wanted, given = int(places_BL1.sum()), fast_BFD.shape[0] * fast_BFD.shape[1]
         if wanted != given:
-            raise ValueError(f"The prompts hold {wanted} video placeholders, but the videos make {given} fast tokens.")
+            raise ValueError(
+                f"The prompts hold {wanted} video placeholders, but the videos make {given} fast tokens."
+            )
         return embeds_BLD.masked_scatter(places_BL1, fast_BFD.to(embeds_BLD.dtype))
 
     def forward(
@@ -151,7 +156,9 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         if not prefill:
             if not self.config.generated_read_slow:
                 return None
-            return Readers(torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL))
+            return Readers(
+                torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL)
+            )
         is_padding_BL = input_ids_BL == self.config.pad_token_id
         return Readers.from_mask(self.scope(input_ids_BL == self.config.video_token_id, is_padding_BL))
 
@@ -174,7 +181,9 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------------------------- variants of a model
 
     @classmethod
-    def from_base(cls, base: "SlowFastForConditionalGeneration", **changes: Any) -> "SlowFastForConditionalGeneration":
+    def from_base(
+        cls, base: "SlowFastForConditionalGeneration", **changes: Any
+    ) -> "SlowFastForConditionalGeneration":
         """A variant that starts from a trained `base`: its weights, `changes` to its configuration.
 
         New cross-attention keys and values are initialised by `kv_init`. Any other weight that the base lacks, or
@@ -183,7 +192,9 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         config = SlowFastConfig.from_dict({**base.config.to_dict(), **changes})
         variant = cls(config)
         missing, unexpected = variant.load_state_dict(base.state_dict(), strict=False)
-        strange = [name for name in missing if ".cross_attention." not in name and "time_positions" not in name]
+        strange = [
+            name for name in missing if ".cross_attention." not in name and "time_positions" not in name
+        ]
         if strange or unexpected:
             raise ValueError(
                 "The variant does not fit its base: "

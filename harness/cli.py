@@ -13,16 +13,21 @@ INTERRUPTED = 130  # as the shell has it for Ctrl-C
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb runs: a function of the composed settings, imported only when it is called."""
+    """What a verb runs: a function of the composed settings and what was typed, imported when it is called."""
 
     function: str  # "package.module:function"
     help: str
+    preset: tuple[str, ...] = ()  # settings that come before the typed ones
 
 
 VERBS = {
     "table": Verb("harness.commands:table", "train, evaluate, print and write the main table"),
     "controls": Verb("harness.commands:controls", "the controls: gate closed, slow tokens of another video"),
-    "smoke": Verb("harness.commands:smoke", "a first real row within three minutes"),
+    "smoke": Verb(
+        "harness.commands:table",
+        "a first real row within three minutes",
+        ("scale=smoke", "base_seeds=[0]", "rows=[self_attention@16,slow_fast@32]"),
+    ),
     "train": Verb("harness.commands:train", "train one architecture and print its checkpoint's folder"),
     "evaluate": Verb("harness.commands:evaluate", "score a checkpoint on a suite with lmms-eval's own tasks"),
     "cost": Verb("harness.commands:cost", "tokens, FLOPs and latency of one architecture"),
@@ -57,13 +62,14 @@ def _run(verb: str, overrides: list[str], only_print: bool) -> int:
 
     if verb not in VERBS:
         raise UserError(f"there is no verb '{verb}'; there are {closest_first(verb, VERBS)}")
+    overrides = [*VERBS[verb].preset, *overrides]
     settings = compose(overrides)
     if only_print:
         from omegaconf import OmegaConf
 
         print(OmegaConf.to_yaml(settings), end="")
     else:
-        find_function(VERBS[verb].function)(settings)
+        find_function(VERBS[verb].function)(settings, overrides)
     return 0
 
 

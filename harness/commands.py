@@ -4,7 +4,11 @@ What a verb is asked for goes to stdout, progress and complaints go to stderr. S
 verbs that need them.
 """
 
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig
 
@@ -15,12 +19,12 @@ from harness.progress import Display
 FAILURES_ALLOWED = 0.01  # of a run's samples
 
 
-def suite(settings: DictConfig) -> None:
+def suite(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Generate the suite, or find it in the cache, and print its folder."""
     print(suite_of(settings))
 
 
-def contact_sheet(settings: DictConfig) -> None:
+def contact_sheet(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Draw one sample and print the picture's path."""
     from harness.mini import contact_sheet as sheet
 
@@ -29,7 +33,7 @@ def contact_sheet(settings: DictConfig) -> None:
     print(sheet.contact_sheet(suite_of(settings), settings.benchmark, settings.sample, out, settings.task))
 
 
-def evaluate(settings: DictConfig) -> None:
+def evaluate(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Score a checkpoint; print its scores, and lmms-eval's own command for the same numbers."""
     if settings.checkpoint is None:
         raise UserError("evaluate needs checkpoint=FOLDER, the folder of a saved model")
@@ -58,7 +62,7 @@ def evaluate(settings: DictConfig) -> None:
     complain_of(len(done.failed), len(done.samples), [str(video) for video in done.failed["video"].unique()])
 
 
-def plot(settings: DictConfig) -> None:
+def plot(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Main table and figures again from the stored rows, and the controls' table where they were run."""
     import pandas as pd
 
@@ -76,6 +80,94 @@ def plot(settings: DictConfig) -> None:
     if (folder / rows.rows_name("controls", scale, seed)).is_file():
         together = [pd.concat(pair, ignore_index=True) for pair in zip(main, read("controls"), strict=True)]
         report.write_controls_table(*together, Path(settings.results_dir))
+
+
+def table(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Run whatever of the main table is not done yet; write rows, tables and figures, and print the table."""
+    from harness import report, rows
+
+    made = _make_rows(settings, overrides, "main")
+    report.write_main_table(rows.as_frame(made.rows), made.samples, Path(settings.results_dir))
+    complain_of(*made.failed)
+
+
+def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """The controls beside the main table's rows: gate closed, slow tokens of another video."""
+    import pandas as pd
+
+    from harness import report, rows
+
+    made = _make_rows(settings, overrides, "main")
+    controlled = _make_rows(settings, overrides, "controls")
+    together = rows.as_frame([*made.rows, *controlled.rows])
+    samples = pd.concat([made.samples, controlled.samples], ignore_index=True)
+    report.write_controls_table(together, samples, Path(settings.results_dir))
+    complain_of(*controlled.failed)
+
+
+def train(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Train the architecture at its frames, for each base seed; print the checkpoints' folders."""
+    from harness.jobs import run
+    from harness.table import Cell, Plan, model_name
+
+    cell = Cell(settings.architecture.name, settings.frames)
+    plan = Plan(settings, overrides, [cell])
+    wanted = [model_name(cell, base_seed) for base_seed in settings.base_seeds]
+    folders = run(plan.needed_by(wanted), Path(settings.runs_dir), settings.jobs)
+    print(*(folders[name] for name in wanted), sep="\n")
+
+
+def cost(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Count the architecture at its frames, at this scale and at 7B, and print it as JSON."""
+    from harness.jobs import run
+    from harness.table import Cell, Plan, read_json
+
+    cell = Cell(settings.architecture.name, settings.frames)
+    stage = Plan(settings, overrides, [cell]).cost(cell.architecture)
+    folders = run([stage], Path(settings.runs_dir), 0)
+    print(json.dumps(read_json(folders[stage.name] / "cost.json")[str(cell.frames)], indent=2))
+
+
+@dataclass(frozen=True)
+class Made:
+    """The rows of a table with their samples, and `failed`: how many of how many samples, of which videos."""
+
+    rows: list[Any]
+    samples: Any
+    failed: tuple[int, int, list[str]]
+
+
+def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Made:
+    """Run the stages of the "main" table or of its "controls", and store their rows."""
+    import pandas as pd
+
+    from harness import rows
+    from harness.compose import group_choices
+    from harness.jobs import run
+    from harness.table import CONTROLLED, CONTROLS, Cell, Plan
+
+    cells = [Cell.parse(text, group_choices()["architecture"]) for text in settings.rows]
+    plan = Plan(settings, overrides, cells)
+    stages = plan.stages(CONTROLS if kind == "controls" else ())
+    runs = Path(settings.runs_dir)
+    run(stages, runs, settings.jobs)
+    folders = run([*stages, plan.latency()], runs, 1)  # alone, so that nothing else takes the machine
+    wanted = [(cell, "none") for cell in cells]
+    if kind == "controls":
+        wanted = [(Cell(*CONTROLLED), control) for control in CONTROLS]
+    made = [
+        plan.row(folders, cell, base_seed, kind, control)
+        for base_seed in settings.base_seeds
+        for cell, control in wanted
+    ]
+    tagged = [rows.tag_samples(row, evaluation.samples) for row, evaluation in made]
+    folder, key = Path(settings.results_dir) / "rows", (kind, settings.scale.name, settings.seed)
+    rows.write_rows(folder / rows.rows_name(*key), [row for row, _ in made])
+    rows.write_samples(folder / rows.samples_name(*key), tagged)
+    failed = pd.concat([evaluation.failed for _, evaluation in made])
+    asked = sum(len(evaluation.samples) for _, evaluation in made)
+    named = (len(failed), asked, sorted(map(str, failed["video"].unique())))
+    return Made([row for row, _ in made], pd.concat(tagged, ignore_index=True), named)
 
 
 def suite_of(settings: DictConfig) -> Path:

@@ -28,7 +28,9 @@ class Packed:
         return values_BLX[:, self.prefix :].unflatten(1, (n_branches, -1))
 
 
-def pack(prefix_ids: list[int], branch_ids: list[list[list[int]]], padding_id: int, text_prefix: int = 2) -> Packed:
+def pack(
+    prefix_ids: list[int], branch_ids: list[list[list[int]]], padding_id: int, text_prefix: int = 2
+) -> Packed:
     """Packs `branch_ids[video][question]`, equally many questions a video, behind the same prefix.
 
     The first `text_prefix` tokens of the prefix are text, the others the video's placeholders.

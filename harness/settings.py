@@ -32,6 +32,7 @@ class Settings:
 
     seed: int = setting("of the suite's clips and of training", least=0)
     base_seeds: list[int] = setting("one base is trained for each", least=0)
+    rows: list[str] = setting("of the table, each ARCHITECTURE@FRAMES")
     frames: int = setting("frames sampled uniformly from each video", least=1)
     control: Control = setting("gate_closed, other_video, or none")
 

@@ -68,7 +68,7 @@ def lmms_scores(tasks: list[Any], answer: Answer) -> tuple[dict[str, float], lis
 
 @pytest.fixture
 def offline(monkeypatch, tmp_path):
-    """Point lmms-eval at a suite's videos, and keep what it caches (in one folder per process) in a test's."""
+    """Point lmms-eval at a suite's videos, and keep what it caches (one folder per process) in a test's."""
     monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "datasets"))
     return lambda folder: monkeypatch.setenv("HF_HOME", str(folder / "home"))
 

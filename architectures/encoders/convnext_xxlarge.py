@@ -14,7 +14,9 @@ class ConvNextXXLarge(Encoder):
 
         super().__init__()
         if image_size % 32:
-            raise ValueError(f"encoder 'convnext_xxlarge': image_size is {image_size}, must be a multiple of 32.")
+            raise ValueError(
+                f"encoder 'convnext_xxlarge': image_size is {image_size}, must be a multiple of 32."
+            )
         self.image_size, self.grid = image_size, (image_size // 32, image_size // 32)
         tower = timm.create_model("convnext_xxlarge", pretrained=False, num_classes=0)
         self.stem, self.stages, self.width = tower.stem, tower.stages, tower.num_features

@@ -90,7 +90,9 @@ def question_losses(logits_BQMW: torch.Tensor, batch: Batch) -> tuple[torch.Tens
     answers = batch.answer_BQM != IGNORED
     logits_BQ3W = logits_BQMW[answers].unflatten(0, (*answers.shape[:2], ANSWER_LENGTH))
     targets_BQ3 = batch.answer_BQM[answers].unflatten(0, (*answers.shape[:2], ANSWER_LENGTH))
-    losses_BQ3 = F.cross_entropy(logits_BQ3W.flatten(0, 2), targets_BQ3.flatten(), reduction="none").view_as(targets_BQ3)
+    losses_BQ3 = F.cross_entropy(logits_BQ3W.flatten(0, 2), targets_BQ3.flatten(), reduction="none").view_as(
+        targets_BQ3
+    )
     total = losses_BQ3.mean((0, 1)).sum()
     if (batch.open_BQM != IGNORED).any():
         total = total + F.cross_entropy(logits_BQMW.flatten(0, 2), batch.open_BQM.flatten())
@@ -160,7 +162,9 @@ class BaseTraining:
             frames_BT = rng.permuted(frames_BT, axis=1)
         return self.questions.batch(clips_B, frames_BT, branches)
 
-    def ask(self, chance: random.Random, clip: Clip, families: list[str], weights: list[float]) -> list[Branch]:
+    def ask(
+        self, chance: random.Random, clip: Clip, families: list[str], weights: list[float]
+    ) -> list[Branch]:
         """Questions about one clip, families by weight, some without need of the video."""
         drawn = []
         for _ in range(self.recipe.questions):
@@ -181,15 +185,23 @@ class BaseTraining:
         """Keeps a running mean of each family's word loss."""
         flat = [family for clip in families for family in clip]
         for name, running in self.state["word_loss"].items():
-            losses = [loss for family, loss in zip(flat, word_loss_BQ.flatten().tolist(), strict=True) if family == name]
+            losses = [
+                loss
+                for family, loss in zip(flat, word_loss_BQ.flatten().tolist(), strict=True)
+                if family == name
+            ]
             if losses:
                 rate = 0.1 * min(1.0, len(losses) / 16)
                 self.state["word_loss"][name] = running + rate * (sum(losses) / len(losses) - running)
 
-    def alignment_loss(self, model: SlowFastForConditionalGeneration, rng: np.random.Generator) -> torch.Tensor:
+    def alignment_loss(
+        self, model: SlowFastForConditionalGeneration, rng: np.random.Generator
+    ) -> torch.Tensor:
         """Single frames with a flash: each visual token must say its place, and the glyph and colour seen there."""
         clips_B = rng.choice(len(self.pool), self.recipe.alignment_frames)
-        flashes = [clip.flashes[rng.integers(len(clip.flashes))] for clip in (self.pool.clips[i] for i in clips_B)]
+        flashes = [
+            clip.flashes[rng.integers(len(clip.flashes))] for clip in (self.pool.clips[i] for i in clips_B)
+        ]
         frames_B1 = np.array([[flash.start] for flash in flashes])
         times_B1 = torch.from_numpy(frames_B1).float() / (FRAMES - 1)
         visual = model.watch(self.pool.features(clips_B, frames_B1))
@@ -210,7 +222,9 @@ def key_frames(rng: np.random.Generator, clip: Clip, n: int) -> np.ndarray:
     once = [flash.start for flash in clip.flashes if clip.counts[flash.glyph] == 1]
     again = [flash.start for flash in clip.flashes if clip.counts[flash.glyph] > 1]
     shown = {flash.start + d for flash in clip.flashes for d in range(flash.duration)}
-    quiet = rng.permutation([t for t in range(FRAMES) if t not in shown])[: max(0, n - len(once) - len(again))]
+    quiet = rng.permutation([t for t in range(FRAMES) if t not in shown])[
+        : max(0, n - len(once) - len(again))
+    ]
     others = rng.permutation(np.concatenate([again, quiet]))[: n - len(once)]
     return np.sort(np.concatenate([once, others])).astype(np.int64)[:n]
 
@@ -227,7 +241,9 @@ class AdaptRecipe:
 class AdaptTraining:
     """The `adapt` stage: all parameters of a variant, on uniformly sampled frames, families drawn alike."""
 
-    def __init__(self, recipe: AdaptRecipe, pool: Pool, stream: QuestionStream, seed: int, model: Any, frames: int):
+    def __init__(
+        self, recipe: AdaptRecipe, pool: Pool, stream: QuestionStream, seed: int, model: Any, frames: int
+    ):
         self.recipe, self.seed = recipe, seed
         self.questions = PackedQuestions(pool, stream, model)
         self.pool, self.stream = pool, stream
@@ -240,7 +256,10 @@ class AdaptTraining:
         clips_B = rng.choice(len(self.pool), self.recipe.videos, replace=False)
         branches = []
         for clip in (self.pool.clips[i] for i in clips_B):
-            drawn = [self.stream.draw(chance, clip, chance.choice(list(FAMILIES))) for _ in range(self.recipe.questions)]
+            drawn = [
+                self.stream.draw(chance, clip, chance.choice(list(FAMILIES)))
+                for _ in range(self.recipe.questions)
+            ]
             branches.append(self.stream.branches(drawn))
         batch = self.questions.batch(clips_B, np.tile(self.frames_T, (len(clips_B), 1)), branches)
         return question_losses(self.questions.logits(model, batch), batch)[0]

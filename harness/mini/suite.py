@@ -221,7 +221,7 @@ def _write_tables(items: list[Item], hub: Path) -> None:
     """One parquet file per task, and per dataset the README.md that declares its configurations.
 
     `datasets` caches a local table under the dataset's name and what the README.md declares, whatever its
-    folder or content: a digest in the file's name keeps one suite's questions from being served for another's.
+    folder or content: a digest in the file's name keeps a suite's questions from being served as another's.
     """
     for benchmark in dict.fromkeys(item.benchmark.name for item in items):
         entry = BENCHMARKS[benchmark]

@@ -40,7 +40,9 @@ WEIGHTS = "encoder.pt"
 FEATURES = "features.npy"
 
 
-def encoder_stage(out: Path, progress: Progress, seed: int, vision: dict[str, Any], recipe: dict[str, Any]) -> None:
+def encoder_stage(
+    out: Path, progress: Progress, seed: int, vision: dict[str, Any], recipe: dict[str, Any]
+) -> None:
     """Pretrains the encoder: `encoder.pt`, `accuracy.json` (on held-out frames)."""
     quiet()
     with (
@@ -49,19 +51,29 @@ def encoder_stage(out: Path, progress: Progress, seed: int, vision: dict[str, An
     ):
         bars = {"frames": frames, "encoder": steps}
         encoder, accuracy = pretrain_encoder(
-            vision, TRAINING_CLIPS + seed, EncoderRecipe(**recipe), lambda bar, done, total: bars[bar].advance()
+            vision,
+            TRAINING_CLIPS + seed,
+            EncoderRecipe(**recipe),
+            lambda bar, done, total: bars[bar].advance(),
         )
     torch.save({"weights": encoder.state_dict(), "vision": vision}, out / WEIGHTS)
     write_text(out / "accuracy.json", json.dumps(accuracy, indent=2))
 
 
-def pool_stage(out: Path, progress: Progress, encoder: Path, seed: int, start: int, stop: int, clips: str) -> None:
+def pool_stage(
+    out: Path, progress: Progress, encoder: Path, seed: int, start: int, stop: int, clips: str
+) -> None:
     """Features of clips `start` to `stop` of the "training" or "development" seed: `features.npy`."""
     quiet()
     first = {"training": TRAINING_CLIPS, "development": DEVELOPMENT_CLIPS}[clips]
     with progress.bar("clips", stop - start) as bar:
         write_features(
-            load_encoder(encoder), first + seed, start, stop, out / FEATURES, lambda done, total: bar.advance()
+            load_encoder(encoder),
+            first + seed,
+            start,
+            stop,
+            out / FEATURES,
+            lambda done, total: bar.advance(),
         )
 
 
@@ -92,11 +104,19 @@ def base_stage(
     held_out = Pool.open(DEVELOPMENT_CLIPS + seed, [development / FEATURES])
     accuracy = base_accuracy(model, held_out, stream)
     mean = sum(accuracy.values()) / len(accuracy)
-    report = {"accuracy": accuracy, "mean": mean, "threshold": threshold, "passed": mean >= threshold, **outcome}
+    report = {
+        "accuracy": accuracy,
+        "mean": mean,
+        "threshold": threshold,
+        "passed": mean >= threshold,
+        **outcome,
+    }
     write_text(out / "base.json", json.dumps(report, indent=2))
     save(model, stream, out)
     if mean < threshold:
-        progress.say(f"base seed {base_seed} reads {mean:.0%} of key-frame questions, under its threshold {threshold:.0%}")
+        progress.say(
+            f"base seed {base_seed} reads {mean:.0%} of key-frame questions, under its threshold {threshold:.0%}"
+        )
 
 
 def adapt_stage(
@@ -179,7 +199,9 @@ def base_accuracy(
     questions = PackedQuestions(clips, stream, model)
     clips_B = np.arange(len(clips))
     frames_BT = np.stack([key_frames(rng, clip, BaseTraining.FRAMES_AT_MOST) for clip in clips.clips])
-    branches = [stream.branches([stream.draw(chance, clip, family) for family in FAMILIES]) for clip in clips.clips]
+    branches = [
+        stream.branches([stream.draw(chance, clip, family) for family in FAMILIES]) for clip in clips.clips
+    ]
     batch = questions.batch(clips_B, frames_BT, branches)
     right_BQM = questions.logits(model, batch).argmax(-1) == batch.answer_BQM
     word_BQ = right_BQM[batch.answer_BQM != IGNORED].unflatten(0, (*right_BQM.shape[:2], -1))[..., 0]

@@ -74,19 +74,23 @@ def count_model(model: SlowFastForConditionalGeneration, frames: int, text_token
     tokens, projector = counted(lambda: model.fast_and_slow(model.watch(features), times))
     n_fast = tokens.fast_BFD.shape[1]
     is_video_BL = torch.arange(n_fast + text_tokens)[None] < n_fast
-    readers = Readers(Readers.from_mask(model.scope(is_video_BL, torch.zeros_like(is_video_BL))).index_BN.to(META))
+    readers = Readers(
+        Readers.from_mask(model.scope(is_video_BL, torch.zeros_like(is_video_BL))).index_BN.to(META)
+    )
     memory, slow = None, 0
     if tokens.slow_BSD is not None:
         memory, slow = counted(lambda: remember(language.model, model.hybrid_layers, tokens.slow_BSD))
     embeds = torch.empty(1, n_fast + text_tokens, width, device=META)
     hidden, decoder = counted(
-        lambda: language.model(
-            inputs_embeds=embeds,
-            attention_mask={"full_attention": None},
-            use_cache=False,
-            slow_memory=memory,
-            readers=readers if memory is not None else None,
-        ).last_hidden_state
+        lambda: (
+            language.model(
+                inputs_embeds=embeds,
+                attention_mask={"full_attention": None},
+                use_cache=False,
+                slow_memory=memory,
+                readers=readers if memory is not None else None,
+            ).last_hidden_state
+        )
     )
     _, lm_head = counted(lambda: language.lm_head(hidden[:, -1:]))
     n_slow = 0 if tokens.slow_BSD is None else tokens.slow_BSD.shape[1]

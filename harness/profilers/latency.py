@@ -64,7 +64,10 @@ def measure(
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        models = [(SlowFastForConditionalGeneration.from_pretrained(path).eval(), frames) for path, frames in settings]
+        models = [
+            (SlowFastForConditionalGeneration.from_pretrained(path).eval(), frames)
+            for path, frames in settings
+        ]
         rounds = [
             [time_once(model, frames, new_tokens) for model, frames in models]
             for _ in progress.track(range(warmup + repeats), "latency")
@@ -77,4 +80,6 @@ def measure(
 
 def _summary(ms_R2: np.ndarray) -> Latency:
     (low_p, low_d), (prefill, decode), (high_p, high_d) = np.quantile(ms_R2, [0.25, 0.5, 0.75], axis=0)
-    return Latency(float(prefill), (float(low_p), float(high_p)), float(decode), (float(low_d), float(high_d)))
+    return Latency(
+        float(prefill), (float(low_p), float(high_p)), float(decode), (float(low_d), float(high_d))
+    )

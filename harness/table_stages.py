@@ -1,0 +1,87 @@
+"""The stages of a table that are not training: suite, evaluation, FLOPs, latency. See `harness.table` for the plan."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from harness.paths import write_text
+from harness.progress import Progress
+
+
+def suite_stage(out: Path, progress: Progress, seed: int, sizes: str, suite: str | None) -> None:
+    """Makes the suite in the cache, or finds it; `suite.json` is a copy of its description."""
+    shutil.copy(find_suite(seed, sizes, suite, progress) / "suite.json", out / "suite.json")
+
+
+def find_suite(seed: int, sizes: str, suite: str | None, progress: Progress) -> Path:
+    """The folder of the suite: the one named, or that of the seed, made again if the cache was emptied."""
+    from harness.mini.suite import SIZES, build_suite, load_suite
+
+    if suite is not None:
+        load_suite(Path(suite))
+        return Path(suite)
+    return build_suite(seed, SIZES[sizes], None, 1, progress)
+
+
+def scores_stage(
+    out: Path,
+    progress: Progress,
+    checkpoint: Path,
+    suite: Path,
+    seed: int,
+    sizes: str,
+    suite_folder: str | None,
+    frames: int,
+    control: str,
+    batch_size: int,
+    workers: int,
+) -> None:
+    """Evaluates a checkpoint: `samples.parquet`, `scores.json`, the journal. `suite` is the suite's stage."""
+    from harness.evaluate import evaluate
+    from harness.mini.training import quiet
+
+    quiet()
+    folder = find_suite(seed, sizes, suite_folder, progress)
+    evaluate(checkpoint, folder, out, frames, control, batch_size, workers, progress)
+
+
+def cost_stage(
+    out: Path,
+    progress: Progress,
+    frames: list[int],
+    text_tokens: int,
+    mini: dict[str, Any],
+    paper: dict[str, Any],
+) -> None:
+    """Counts an architecture at both scales: `cost.json`, frames -> the row's FLOP fields."""
+    from architectures import SlowFastConfig, SlowFastForConditionalGeneration
+    from harness.profilers.flops import META, count_model
+
+    with META:
+        small = SlowFastForConditionalGeneration(SlowFastConfig.from_dict(mini))
+        large = SlowFastForConditionalGeneration(SlowFastConfig.from_dict(paper))
+    costs = {}
+    for n in progress.track(frames, "counting"):
+        here, at_7b = count_model(small, n, text_tokens), count_model(large, n, text_tokens)
+        costs[n] = {
+            "fast_tokens": here.fast_tokens,
+            "slow_tokens": here.slow_tokens,
+            "prefill_mflop_mini": here.llm_prefill / 1e6,
+            "prefill_tflop_7b": at_7b.llm_prefill / 1e12,
+            "model_tflop_7b": at_7b.model / 1e12,
+            "flop_stages": {stage: flop / 1e12 for stage, flop in at_7b.stages().items()},
+        }
+    write_text(out / "cost.json", json.dumps(costs, indent=2))
+
+
+def latency_stage(out: Path, progress: Progress, frames: list[int], **models: Path) -> None:
+    """Times all models in turn: `latency.json`, a list in the order of the rows."""
+    from harness.mini.training import quiet
+    from harness.profilers.latency import measure
+
+    quiet()
+    settings = [(models[f"model{i}"], n) for i, n in enumerate(frames)]
+    measured = [asdict(latency) for latency in measure(settings, progress=progress)]
+    write_text(out / "latency.json", json.dumps(measured, indent=2))
