@@ -68,7 +68,7 @@ class CrossAttention(nn.Module):
         scaling: float,
     ) -> torch.Tensor:
         """Adds the gated cross-attention to the readers' self-attention output `attended_BLQE`."""
-        B, L, Q, E = attended_BLQE.shape
+        Q, E = attended_BLQE.shape[2:]
         index_BN11 = readers.index_BN[:, :, None, None]
         query_BQNE = query_BQLE.gather(2, index_BN11.transpose(1, 2).expand(-1, Q, -1, E))
         attended_BNA = attended_BLQE.gather(1, index_BN11.expand(-1, -1, Q, E)).flatten(2)

@@ -18,6 +18,10 @@ class Gate(nn.Module):
         super().__init__()
         self.warmup = nn.Parameter(torch.zeros(1))
 
+    def flops_per_token(self) -> int:
+        """FLOP of its matrix products for one reading token (2 x MAC)."""
+        return 0
+
     def close_(self) -> None:
         """Shuts the gate for good: its output is exactly zero whatever the other parameters are."""
         nn.init.zeros_(self.warmup)
@@ -41,6 +45,9 @@ class DynamicTanhGate(Gate):
         self.projection.reset_parameters()
         nn.init.constant_(self.projection.bias, self.initial_bias)
         nn.init.zeros_(self.warmup)
+
+    def flops_per_token(self) -> int:
+        return 2 * self.projection.in_features
 
     def forward(self, attended_BNA: torch.Tensor) -> torch.Tensor:
         return torch.tanh(self.projection(attended_BNA)) * torch.tanh(self.warmup)

@@ -17,6 +17,17 @@ from architectures.cross_attention import CrossAttention, SlowMemory
 from architectures.tokens import Readers
 
 SUFFIX = "_slow_fast"
+BACKENDS = ("sdpa", "flash_attention_2", "flash_attention_3")
+
+
+def hybrid_name(backend: str) -> str:
+    """The registered name of `hybrid_attention(backend)`; a ValueError for a backend that has none."""
+    backend = backend.removesuffix(SUFFIX)
+    if backend not in BACKENDS:
+        raise ValueError(
+            f"attn_implementation '{backend}' has no hybrid layers: choose one of {', '.join(BACKENDS)}."
+        )
+    return backend + SUFFIX
 
 
 def hybrid_attention(backend: str) -> Callable:
@@ -50,7 +61,7 @@ def hybrid_attention(backend: str) -> Callable:
     return attend
 
 
-for _backend in ("sdpa", "flash_attention_2", "flash_attention_3"):
+for _backend in BACKENDS:
     AttentionInterface.register(_backend + SUFFIX, hybrid_attention(_backend))
     AttentionMaskInterface.register(_backend + SUFFIX, AttentionMaskInterface()[_backend])
 

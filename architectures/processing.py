@@ -65,7 +65,7 @@ class SlowFastProcessor(ProcessorMixin):
 
     def fast_token_count(self, frames: int) -> int:
         """Fast tokens that a video of `frames` frames makes."""
-        compressor = COMPRESSORS.build({k: v for k, v in self.compressor.items()}, width=1)
+        compressor = COMPRESSORS.build(self.compressor, width=1)
         return compressor.n_tokens(frames, *self.token_grid)
 
     def __call__(
@@ -80,7 +80,7 @@ class SlowFastProcessor(ProcessorMixin):
         Returns `input_ids_BL` and `attention_mask_BL`, padded on the left, `frames_BTCHW` and `frame_times_BT`.
         With `n_frames` in place of `videos`, text inputs only (the caller holds the encoder's features).
         """
-        if (videos is None) == (n_frames is None):
+        if (videos is None) == (n_frames is None) or (videos is None) != (times is None):
             raise ValueError("Give either videos with their times, or n_frames.")
         n_frames = len(videos[0]) if videos is not None else n_frames
         chats = [self.chat(prompt, self.fast_token_count(n_frames)) for prompt in text]

@@ -1,7 +1,8 @@
 """Names for variants: a dictionary that says what is allowed when a name is wrong."""
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 
@@ -23,7 +24,7 @@ class Registry(dict[str, Callable]):
 
         return file
 
-    def find(self, name: str) -> Callable:
+    def find(self, name: str | None) -> Callable:
         """The variant called `name`; an unknown name is a ValueError that lists the known ones."""
         if name not in self:
             raise ValueError(f"Unknown {self.family} '{name}': choose one of {', '.join(sorted(self))}.")
@@ -34,13 +35,23 @@ class Registry(dict[str, Callable]):
 
         A variant takes from `context` only what its signature names. An option it does not have is a ValueError.
         """
-        variant = self.find(spec["name"])
-        options = {key: value for key, value in spec.items() if key != "name"}
+        variant, options = self._options(spec, context)
         parameters = inspect.signature(variant).parameters
-        unknown = sorted(set(options) - (set(parameters) - set(context)))
-        if unknown:
-            allowed = sorted(set(parameters) - set(context)) or ["none"]
-            raise ValueError(
-                f"{self.family} '{spec['name']}' has no option '{unknown[0]}': its options are {', '.join(allowed)}."
-            )
         return variant(**{key: value for key, value in context.items() if key in parameters}, **options)
+
+    def bind(self, spec: dict[str, Any], arguments: Collection[str]) -> Callable:
+        """A variant that is a function, with `spec`'s options filled in; its callers give the `arguments`."""
+        variant, options = self._options(spec, arguments)
+        return functools.partial(variant, **options)
+
+    def _options(self, spec: dict[str, Any], supplied: Collection[str]) -> tuple[Callable, dict[str, Any]]:
+        variant = self.find(spec.get("name"))
+        options = {key: value for key, value in spec.items() if key != "name"}
+        allowed = sorted(set(inspect.signature(variant).parameters) - set(supplied))
+        unknown = sorted(set(options) - set(allowed))
+        if unknown:
+            raise ValueError(
+                f"{self.family} '{spec['name']}' has no option '{unknown[0]}': "
+                f"its options are {', '.join(allowed) or 'none'}."
+            )
+        return variant, options

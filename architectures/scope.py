@@ -1,10 +1,18 @@
-"""Scopes: which tokens of the prompt read the slow tokens. `(input_ids, ...) -> reads_BL`, a boolean mask."""
+"""Scopes: which tokens of the prompt read the slow tokens. `(is_video_BL, is_padding_BL) -> reads_BL`, all boolean."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
 from architectures.registry import Registry
 
 SCOPES = Registry("scope")
+
+
+def scope_of(spec: dict[str, Any]) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The scope that `spec` names, its options filled in."""
+    return SCOPES.bind(spec, ("is_video_BL", "is_padding_BL"))
 
 
 @SCOPES.register("text_only")

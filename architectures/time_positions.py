@@ -20,6 +20,10 @@ class NoTimePosition(nn.Module):
     def __init__(self, width: int):
         super().__init__()
 
+    def flops_per_frame(self) -> int:
+        """FLOP of its matrix products for one frame (2 x MAC)."""
+        return 0
+
     def forward(self, times_BT: torch.Tensor) -> float:
         return 0.0
 
@@ -32,6 +36,10 @@ class FourierTimePosition(nn.Module):
         super().__init__()
         self.harmonics = harmonics
         self.projection = nn.Linear(1 + harmonics, width, bias=False)
+
+    def flops_per_frame(self) -> int:
+        """FLOP of its matrix products for one frame (2 x MAC)."""
+        return 2 * self.projection.weight.numel()
 
     def forward(self, times_BT: torch.Tensor) -> torch.Tensor:
         k = torch.arange(1, self.harmonics + 1, device=times_BT.device)

@@ -20,10 +20,10 @@ from architectures.compressors import COMPRESSORS
 from architectures.configuration import SlowFastConfig
 from architectures.cross_attention import CrossAttention, SlowMemory, initialise_keys_values
 from architectures.encoders import ENCODERS
-from architectures.hybrid import SUFFIX, SlowFastCache, make_hybrid, remember
+from architectures.hybrid import SlowFastCache, hybrid_name, make_hybrid, remember
 from architectures.placement import PLACEMENTS
 from architectures.projectors import Projector, pool_grid, pool_space
-from architectures.scope import SCOPES
+from architectures.scope import scope_of
 from architectures.time_positions import TIME_POSITIONS
 from architectures.tokens import Readers, VideoTokens
 
@@ -53,24 +53,25 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
             }
         )
         self.compressor = COMPRESSORS.build(config.compressor, width=width)
-        attention = config._attn_implementation or "sdpa"
         self.language_model = AutoModelForCausalLM.from_config(
-            config.text_config, attn_implementation=attention.removesuffix(SUFFIX) + SUFFIX
+            config.text_config, attn_implementation=hybrid_name(config._attn_implementation or "sdpa")
         )
         self.hybrid_layers = PLACEMENTS.build(config.placement, n_layers=config.text_config.num_hidden_layers)
         make_hybrid(self.language_model.model, self.hybrid_layers, config.gate)
-        self.scope = SCOPES.find(config.scope["name"])
+        self.scope = scope_of(config.scope)
         self.post_init()
+        for _, cross in self.cross_attentions():  # the decoder's own initialisation overwrote the gates'
+            cross.gate.reset_parameters()
 
     # ---------------------------------------------------------------------------------- the path of a video
 
     def encode_video(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
         """Frames to encoder features, `features_BTPV`: what can be computed once and kept when the encoder is frozen."""
-        return self.encoder(frames_BTCHW)
+        return self.encoder(frames_BTCHW.to(self.dtype))
 
     def watch(self, features_BTPV: torch.Tensor) -> torch.Tensor:
         """Encoder features to one token per pooled patch, `tokens_BTHWD`, without time."""
-        tokens_BTPD = self.projector(features_BTPV)
+        tokens_BTPD = self.projector(features_BTPV.to(self.dtype))
         return pool_space(tokens_BTPD.unflatten(2, self.encoder.grid), self.config.video_pooling)
 
     def fast_and_slow(self, tokens_BTHWD: torch.Tensor, times_BT: torch.Tensor) -> VideoTokens:
@@ -89,13 +90,29 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def splice(self, input_ids_BL: torch.Tensor, fast_BFD: torch.Tensor) -> torch.Tensor:
         """Embeds the text and puts the fast tokens at their placeholders, in order."""
         embeds_BLD = self.get_input_embeddings()(input_ids_BL)
+        self.expect_fast_tokens(input_ids_BL, fast_BFD.shape[0] * fast_BFD.shape[1])
         places_BL1 = (input_ids_BL == self.config.video_token_id)[..., None]
-        wanted, given = int(places_BL1.sum()), fast_BFD.shape[0] * fast_BFD.shape[1]
+        return embeds_BLD.masked_scatter(places_BL1, fast_BFD.to(embeds_BLD.dtype))
+
+    def expect_fast_tokens(self, input_ids_BL: torch.Tensor, given: int) -> None:
+        """Raises ValueError unless the prompts hold a placeholder for each of the `given` fast tokens."""
+        wanted = int((input_ids_BL == self.config.video_token_id).sum())
         if wanted != given:
             raise ValueError(
                 f"The prompts hold {wanted} video placeholders, but the videos make {given} fast tokens."
             )
-        return embeds_BLD.masked_scatter(places_BL1, fast_BFD.to(embeds_BLD.dtype))
+
+    def cache(self, past_key_values: Cache | None, use_cache: bool | None) -> SlowFastCache | None:
+        """The cache to use: the given one, or a new one where the decoder would make one that forgets slow tokens."""
+        if past_key_values is None:
+            wanted = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
+            return SlowFastCache(self.config.text_config) if wanted and not self.training else None
+        if not isinstance(past_key_values, SlowFastCache):
+            raise ValueError(
+                f"past_key_values is a {type(past_key_values).__name__}, which has no place for slow tokens: "
+                "give a SlowFastCache, or none."
+            )
+        return past_key_values
 
     def forward(
         self,
@@ -120,7 +137,8 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         ValueError when placeholders and fast tokens differ in number.
         """
         decoder = self.language_model.model
-        memory = past_key_values.slow_memory if isinstance(past_key_values, SlowFastCache) else None
+        past_key_values = self.cache(past_key_values, use_cache)
+        memory = past_key_values.slow_memory if past_key_values is not None else None
         prefill = frames is not None or features is not None
         if prefill:
             features = self.encode_video(frames) if features is None else features
@@ -130,9 +148,11 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
             if slow is not None and slow_features is not None:
                 slow = self.fast_and_slow(self.watch(slow_features), frame_times).slow_BSD
             memory = remember(decoder, self.hybrid_layers, slow) if slow is not None else None
-            if isinstance(past_key_values, SlowFastCache):
+            if past_key_values is not None:
                 past_key_values.slow_memory = memory
         else:
+            if past_key_values is None or past_key_values.get_seq_length() == 0:
+                self.expect_fast_tokens(input_ids, 0)
             embeds = self.get_input_embeddings()(input_ids)
         outputs = decoder(
             inputs_embeds=embeds,
@@ -159,7 +179,10 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
             return Readers(
                 torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL)
             )
-        is_padding_BL = input_ids_BL == self.config.pad_token_id
+        padding = self.config.pad_token_id
+        is_padding_BL = torch.zeros_like(input_ids_BL, dtype=torch.bool)
+        if padding is not None:
+            is_padding_BL = input_ids_BL == padding
         return Readers.from_mask(self.scope(input_ids_BL == self.config.video_token_id, is_padding_BL))
 
     # ------------------------------------------------------------------------------------------- generation
@@ -186,15 +209,14 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> "SlowFastForConditionalGeneration":
         """A variant that starts from a trained `base`: its weights, `changes` to its configuration.
 
-        New cross-attention keys and values are initialised by `kv_init`. Any other weight that the base lacks, or
-        that the variant has no place for, is a ValueError.
+        New cross-attention keys and values are initialised by `kv_init`; time positions and compressors may be
+        new. Any other weight that the base lacks, or that the variant has no place for, is a ValueError.
         """
         config = SlowFastConfig.from_dict({**base.config.to_dict(), **changes})
         variant = cls(config)
         missing, unexpected = variant.load_state_dict(base.state_dict(), strict=False)
-        strange = [
-            name for name in missing if ".cross_attention." not in name and "time_positions" not in name
-        ]
+        new = (".cross_attention.", "time_positions.", "compressor.")
+        strange = [name for name in missing if not any(part in name for part in new)]
         if strange or unexpected:
             raise ValueError(
                 "The variant does not fit its base: "

@@ -13,7 +13,7 @@ INTERRUPTED = 130  # as the shell has it for Ctrl-C
 
 @dataclass(frozen=True)
 class Verb:
-    """What a verb runs: a function of the composed settings and what was typed, imported when it is called."""
+    """What a verb runs: a function of the composed settings and what was typed, imported when called."""
 
     function: str  # "package.module:function"
     help: str

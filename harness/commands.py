@@ -35,11 +35,15 @@ def contact_sheet(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def evaluate(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Score a checkpoint; print its scores, and lmms-eval's own command for the same numbers."""
+    _refuse_paper_scale(settings)
     if settings.checkpoint is None:
         raise UserError("evaluate needs checkpoint=FOLDER, the folder of a saved model")
+    checkpoint = Path(settings.checkpoint)
+    if not (checkpoint / "config.json").is_file():
+        raise UserError(f"checkpoint={checkpoint}: no folder of a saved model (it has no config.json)")
     from harness import evaluate as evaluation
 
-    checkpoint, suite = Path(settings.checkpoint), suite_of(settings)
+    suite = suite_of(settings)
     control = settings.control.name
     name = f"{checkpoint.resolve().name}_{settings.frames}_{control}_{suite.name}"
     out = Path(settings.output or Path(settings.runs_dir) / "evaluations" / name)
@@ -57,7 +61,7 @@ def evaluate(settings: DictConfig, overrides: Sequence[str]) -> None:
     for benchmark, score in done.scores.items():
         print(f"{benchmark:16} {score:6.2f}")
     print(f"samples and scores: {out}")
-    command = evaluation.command_line(checkpoint, suite, settings.frames, control)
+    command = evaluation.command_line(checkpoint, suite, settings.frames, control, settings.batch_size)
     print(f"by lmms-eval's own command line: {command}")
     complain_of(len(done.failed), len(done.samples), [str(video) for video in done.failed["video"].unique()])
 
@@ -96,7 +100,11 @@ def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
     import pandas as pd
 
     from harness import report, rows
+    from harness.table import CONTROLLED, Cell
 
+    needed = [str(Cell(*CONTROLLED)), str(Cell(*report.CONTROLLED[:2]))]
+    if missing := [row for row in needed if row not in settings.rows]:
+        raise UserError(f"rows={list(settings.rows)}: controls need {' and '.join(missing)} among the rows")
     made = _make_rows(settings, overrides, "main")
     controlled = _make_rows(settings, overrides, "controls")
     together = rows.as_frame([*made.rows, *controlled.rows])
@@ -107,6 +115,7 @@ def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def train(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Train the architecture at its frames, for each base seed; print the checkpoints' folders."""
+    _refuse_paper_scale(settings)
     from harness.jobs import run
     from harness.table import Cell, Plan, model_name
 
@@ -139,6 +148,7 @@ class Made:
 
 def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Made:
     """Run the stages of the "main" table or of its "controls", and store their rows."""
+    _refuse_paper_scale(settings)
     import pandas as pd
 
     from harness import rows
@@ -179,6 +189,15 @@ def suite_of(settings: DictConfig) -> Path:
     workers = default_jobs() if settings.jobs is None else max(settings.jobs, 1)
     with Display() as display:
         return build_suite(settings.seed, SIZES[settings.scale.suite], None, workers, display.progress())
+
+
+def _refuse_paper_scale(settings: DictConfig) -> None:
+    """The verbs that train or evaluate do so at scales that say how."""
+    if "adapt" not in settings.scale:
+        raise UserError(
+            f"scale={settings.scale.name}: training and evaluation at {settings.scale.name} scale are not "
+            "there yet; choose scale=mini or scale=smoke (the verb cost counts both scales)"
+        )
 
 
 def complain_of(failures: int, asked: int, videos: list[str]) -> None:

@@ -26,6 +26,7 @@ from harness.stages import Attempt, Stage, attempt_stage, resolve
 
 MEMORY_PER_JOB = 2.5e9  # bytes: torch, a mini model in training and its frozen features
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_LEAVE = 5.0
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -228,6 +229,8 @@ def _workers(number: int, threads: int) -> Iterator[list[Worker]]:
         for name, value in before.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})
         for worker in workers:
+            worker.pipe.close()  # an idle worker leaves by itself, and cleans up behind it
+            worker.process.join(SECONDS_TO_LEAVE if worker.attempt is None else 0)
             worker.process.terminate()
         for worker in workers:
             worker.process.join()
@@ -255,7 +258,10 @@ def _work(pipe: connection.Connection) -> None:
             pipe.send(message)
 
     while True:
-        attempt: Attempt = pipe.recv()
+        try:
+            attempt: Attempt = pipe.recv()
+        except EOFError:  # the run is over
+            return
         name = attempt.stage.name
         try:
             attempt_stage(attempt, Progress(send, name))

@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
-from lmms_eval.models.registry_v2 import ModelManifest
 
 from harness.errors import UserError
 from harness.journal import EMPTY_ANSWER, UNPARSED, Entry, Journal, Key
@@ -42,7 +41,15 @@ CONTROLS = ("none", "gate_closed", "other_video")
 DEFAULT_BATCH = 32
 Videos = dict[Path, Decoded | VideoError]
 
-manifest = ModelManifest(MODEL_ID, simple_class_path=f"{__name__}.SlowFastMLLM")
+
+def manifest() -> Any:
+    """What lmms-eval registers: the model's id and class.
+
+    A function, for `lmms_eval.models` asks for it while it is being imported, perhaps by this very module.
+    """
+    from lmms_eval.models.registry_v2 import ModelManifest
+
+    return ModelManifest(MODEL_ID, simple_class_path=f"{__name__}.SlowFastMLLM")
 
 
 class SlowFastMLLM(lmms):

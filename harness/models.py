@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
-from architectures import SlowFastConfig
+from architectures import SlowFastConfig, SlowFastForConditionalGeneration
 from harness.errors import UserError
+
+KV_INITS = ("copy", "scrambled", "random")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -30,8 +33,8 @@ def variant_of(settings: DictConfig) -> dict[str, Any]:
 def model_config(settings: DictConfig, tokenizer: PreTrainedTokenizerBase | None = None) -> SlowFastConfig:
     """The whole model's configuration; the tokenizer gives vocabulary and special tokens.
 
-    Without one the decoder's own vocabulary is kept, which suffices for counting. A variant that cannot be is a
-    UserError of one sentence.
+    Without one the decoder's own vocabulary is kept, which suffices for counting. A decoder that cannot be is
+    a UserError of one sentence; whether the whole can be, `check_variant` says.
     """
     decoder = plain(settings.scale.decoder)
     decoder["rope_parameters"] = {"rope_type": "default", "rope_theta": decoder.pop("rope_theta")}
@@ -56,3 +59,29 @@ def model_config(settings: DictConfig, tokenizer: PreTrainedTokenizerBase | None
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def check_variant(settings: DictConfig, frames: int) -> None:
+    """UserError of one sentence if the model of `settings` cannot be, or makes no tokens of so many frames.
+
+    The model is built on the meta device, without weights: before any work starts.
+    """
+    where = f"{settings.architecture.name} at {frames} frames cannot be built"
+    config = model_config(settings)
+    if config.kv_init not in KV_INITS:
+        allowed = ", ".join(KV_INITS)
+        raise UserError(f"{where}: Unknown kv_init '{config.kv_init}': choose one of {allowed}.")
+    fast, slow = config.fast_time, config.slow_time
+    if fast["name"] == slow["name"] and fast != slow:
+        raise UserError(
+            f"{where}: fast and slow tokens share a time position of one name, so that scale.fast_time "
+            f"({fast}) and slow_tokens.time ({slow}) must be equal."
+        )
+    try:
+        with torch.device("meta"):
+            model = SlowFastForConditionalGeneration(config)
+        tokens = model.fast_token_count(frames)
+    except (ValueError, TypeError) as error:  # what the registries and torch's layers say of a bad option
+        raise UserError(f"{where}: {error}") from error
+    if tokens < 1:
+        raise UserError(f"{where}: its compressor leaves no token; lower its strides or scale.video_pooling.")

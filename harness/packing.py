@@ -1,7 +1,7 @@
 """Several questions about one video in one sequence: parallel branches behind a shared video prefix.
 
-A branch sees the prefix and itself, and its positions go on from the prefix's end, so that it computes exactly what
-a sequence of its own would: a saving of training time, checked by a test.
+A branch sees the prefix and itself, and its positions go on from the prefix's end, so that it computes exactly
+what a sequence of its own would: a saving of training time, checked by a test.
 
     prefix: <|im_start|> user <video> ... <video>   | branch 0 (padded to M) | branch 1 | ... | branch Q-1
 """
@@ -15,7 +15,7 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Packed:
-    """Model inputs of B videos with Q questions each; `later_mask` keeps text from reading the video directly."""
+    """Model inputs of B videos with Q questions each; `later_mask` keeps text from reading the video."""
 
     input_ids_BL: torch.Tensor
     position_ids_1L: torch.Tensor
@@ -50,7 +50,7 @@ def pack(
 
 
 def answer_targets(branch_ids: list[list[list[int]]], answer_length: int) -> torch.Tensor:
-    """Targets `(B, Q, M)` of the tokens that predict each branch's last `answer_length` tokens; ignored elsewhere.
+    """Targets `(B, Q, M)` of the tokens that predict each branch's last `answer_length` tokens; else ignored.
 
     The target stands where its prediction is made, one place before the token itself.
     """

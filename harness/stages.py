@@ -33,9 +33,10 @@ class Stage:
     kwargs: Mapping[str, Any] = field(default_factory=dict)  # anything JSON can hold
     needs: Mapping[str, str] = field(default_factory=dict)  # parameter of the function -> name of a stage
     weight: float = 1.0  # expected seconds: for the order and the time left, nothing else
-    sources: tuple[
-        str, ...
-    ] = ()  # modules and packages besides the function's own whose code shapes the result
+    # Modules and packages besides the function's own whose code shapes the result.
+    sources: tuple[str, ...] = ()
+    # Further arguments that do not shape the result, such as a number of threads.
+    aside: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -140,9 +141,8 @@ def attempt_stage(attempt: Attempt, progress: Progress) -> float:
             return 0.0
         attempt.work.mkdir(exist_ok=True)
         started = time.monotonic()
-        find_function(attempt.stage.function)(
-            out=attempt.work, progress=progress, **attempt.folders, **attempt.stage.kwargs
-        )
+        arguments = {**attempt.folders, **attempt.stage.kwargs, **attempt.stage.aside}
+        find_function(attempt.stage.function)(out=attempt.work, progress=progress, **arguments)
         seconds = time.monotonic() - started
         description = {
             "name": attempt.stage.name,

@@ -16,7 +16,8 @@ from omegaconf import DictConfig
 
 from harness.compose import compose
 from harness.errors import UserError
-from harness.models import model_config, plain, variant_of
+from harness.mini.suite import suite_state
+from harness.models import check_variant, model_config, plain, variant_of
 from harness.provenance import provenance
 from harness.rows import Row, make_row
 from harness.stages import DESCRIPTION, Stage
@@ -27,16 +28,19 @@ TEXT_TOKENS = 64
 PAPER = ("scale=paper", "encoder=convnext_xxlarge")
 CONTROLS = ("gate_closed", "other_video")
 CONTROLLED = ("slow_fast", 128)  # the row whose slow tokens the controls take away
+VARIANT_GROUPS = ("architecture", "compressor", "gate", "placement", "scope", "slow_tokens")
 
-WORLD = ("harness.mini.world", "harness.mini.clips", "harness.mini.questions", "harness.mini.schema")
-MODEL = ("architectures", "harness.train", "harness.packing", "harness.mini.recipes", "harness.mini.stream")
-LEARNING = (*WORLD, *MODEL, "harness.mini.pool", "harness.mini.tokenizer", "harness.mini.initialise")
-SCORING = (
+WORLD = tuple(f"harness.mini.{name}" for name in ("world", "clips", "questions", "schema"))
+ENCODING = (*WORLD, "harness.mini.encoder", "architectures.encoders")
+LEARNING = (
+    *WORLD,
+    *(f"harness.mini.{name}" for name in ("recipes", "stream", "pool", "tokenizer", "initialise")),
+    *(f"harness.{name}" for name in ("train", "packing", "video", "benchmarks")),
     "architectures",
-    "harness.lmms_plugin",
-    "harness.lmms_requests",
-    "harness.video",
-    "harness.benchmarks",
+)
+SCORING = (
+    *(f"harness.{name}" for name in ("evaluate", "lmms_plugin", "lmms_requests", "video", "benchmarks")),
+    "architectures",
 )
 
 
@@ -63,7 +67,10 @@ class Cell:
 
 
 class Plan:
-    """The stages of a table under given settings; `overrides` are the settings that were typed."""
+    """The stages of a table under given settings; `overrides` are the settings that were typed.
+
+    Raises UserError, before any work, for a row that cannot be built or a suite that is none.
+    """
 
     def __init__(self, settings: DictConfig, overrides: Sequence[str], cells: Sequence[Cell]):
         self.settings, self.scale = settings, settings.scale
@@ -72,9 +79,15 @@ class Plan:
         self.of_architecture = {
             name: compose([*typed, f"architecture={name}"]) for name in {cell.architecture for cell in cells}
         }
-        groups = ("compressor=", "gate=", "placement=", "scope=", "slow_tokens=")
-        kept = [text for text in typed if text.startswith(groups)]
-        self.at_7b = {name: compose([*kept, *PAPER, f"architecture={name}"]) for name in self.of_architecture}
+        variant = [text for text in typed if group_of(text) in VARIANT_GROUPS]
+        self.at_7b = {
+            name: compose([*variant, *PAPER, f"architecture={name}"]) for name in self.of_architecture
+        }
+        others = [text for text in typed if text not in variant]
+        self.base_settings = compose([*others, "architecture=self_attention"])
+        for cell in cells:
+            check_variant(self.of_architecture[cell.architecture], cell.frames)
+        self.suite_state = None if settings.suite is None else suite_state(Path(settings.suite))
 
     # ------------------------------------------------------------------------------------------- stages
 
@@ -107,7 +120,12 @@ class Plan:
 
     def suite(self) -> Stage:
         """The evaluation suite, made in the cache (or the folder that the settings name)."""
-        kwargs = {"seed": self.settings.seed, "sizes": self.scale.suite, "suite": self.settings.suite}
+        kwargs = {
+            "seed": self.settings.seed,
+            "sizes": self.scale.suite,
+            "suite": self.settings.suite,
+            "state": self.suite_state,
+        }
         return Stage(
             "suite",
             "harness.table_stages:suite_stage",
@@ -123,15 +141,14 @@ class Plan:
             "vision": plain(self.settings.encoder),
             "recipe": plain(self.scale.encoder_training),
         }
-        sources = (*WORLD, "harness.mini.encoder", "architectures.encoders")
-        return Stage("encoder", "harness.mini.training:encoder_stage", kwargs, weight=80, sources=sources)
+        return Stage("encoder", "harness.mini.training:encoder_stage", kwargs, weight=80, sources=ENCODING)
 
     def pool(self) -> list[Stage]:
         """The features of the training clips, in parts, and of the development clips."""
         edges = [round(part * self.scale.pool_clips / POOL_PARTS) for part in range(POOL_PARTS + 1)]
         ranges = {f"pool{part}": (edges[part], edges[part + 1], "training") for part in range(POOL_PARTS)}
         ranges["development"] = (0, min(100, self.scale.pool_clips), "development")
-        sources = (*WORLD, "harness.mini.pool", "harness.mini.encoder", "architectures.encoders")
+        sources = (*ENCODING, "harness.mini.pool")
         return [
             Stage(
                 name,
@@ -145,12 +162,11 @@ class Plan:
         ]
 
     def base(self, base_seed: int) -> Stage:
-        """One base: its configuration is the self-attention model's."""
-        settings = compose(["architecture=self_attention", f"scale={self.scale.name}"])
+        """One base: its configuration is the self-attention model's, whatever variant was asked for."""
         kwargs = {
             "seed": self.settings.seed,
             "base_seed": base_seed,
-            "config": mini_config(settings),
+            "config": mini_config(self.base_settings),
             "recipe": plain(self.scale.base),
         }
         needs = {"encoder": "encoder", "development": "development", **self.pool_parts()}
@@ -180,11 +196,10 @@ class Plan:
             "frames": cell.frames,
             "control": control,
             "batch_size": self.settings.batch_size,
-            "workers": self.settings.workers,
         }
         needs = {"checkpoint": model_name(cell, base_seed), "suite": "suite"}
-        function = "harness.table_stages:scores_stage"
-        return Stage(scores_name(cell, base_seed, control), function, kwargs, needs, 25, SCORING)
+        function, aside = "harness.table_stages:scores_stage", {"workers": self.settings.workers}
+        return Stage(scores_name(cell, base_seed, control), function, kwargs, needs, 25, SCORING, aside)
 
     def cost(self, architecture: str) -> Stage:
         """FLOPs of an architecture's rows, at this scale and at 7B."""
@@ -264,20 +279,25 @@ class Plan:
         reading = f"{recipe.first_layer_reading:.0%}"
         passed = "passes" if base["passed"] else "FAILS"
         return [
-            f"Base training lets text read the video in the first decoder layer only in {reading} of its batches "
-            "(scale.base.first_layer_reading): slow-fast's copied K/V suit such a base.",
-            f"Base training shows at most {BASE_FRAMES} frames, chosen to hold the events asked about; adaptation and "
-            "evaluation sample uniformly.",
-            "Encoder and base are trained from scratch here and shared by all rows of a base seed; every row then "
-            f"gets the same {self.scale.adapt.steps} adaptation steps, data order and learning rates (gates: times "
-            f"{self.scale.adapt.gate_lr_factor:g}).",
+            f"Base training lets text read the video in the first decoder layer only in {reading} of its "
+            "batches (scale.base.first_layer_reading): slow-fast's copied K/V suit such a base.",
+            f"Base training shows at most {BASE_FRAMES} frames, chosen to hold the events asked about; "
+            "adaptation and evaluation sample uniformly.",
+            "Encoder and base are trained from scratch here and shared by all rows of a base seed; every row "
+            f"then gets the same {self.scale.adapt.steps} adaptation steps, data order and learning rates "
+            f"(gates: times {self.scale.adapt.gate_lr_factor:g}).",
             "Answers are a word, then the option's letter; each benchmark's fixed instruction is one token.",
-            f"Its words on held-out key frames are right in {base['mean']:.0%} of cases: it {passed} the threshold of "
-            f"{base['threshold']:.0%}.",
+            f"Its words on held-out key frames are right in {base['mean']:.0%} of cases: it {passed} the "
+            f"threshold of {base['threshold']:.0%}.",
         ]
 
 
 BASE_FRAMES = 16
+
+
+def group_of(override: str) -> str:
+    """The group or setting that an override such as `gate.bias=0` is about."""
+    return override.partition("=")[0].partition(".")[0]
 
 
 def model_name(cell: Cell, base_seed: int) -> str:

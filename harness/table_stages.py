@@ -1,4 +1,4 @@
-"""The stages of a table that are not training: suite, evaluation, FLOPs, latency. See `harness.table` for the plan."""
+"""The stages of a table that are not training: suite, evaluation, FLOPs, latency; the plan is in `table`."""
 
 import json
 import shutil
@@ -10,8 +10,13 @@ from harness.paths import write_text
 from harness.progress import Progress
 
 
-def suite_stage(out: Path, progress: Progress, seed: int, sizes: str, suite: str | None) -> None:
-    """Makes the suite in the cache, or finds it; `suite.json` is a copy of its description."""
+def suite_stage(
+    out: Path, progress: Progress, seed: int, sizes: str, suite: str | None, state: str | None
+) -> None:
+    """Makes the suite in the cache, or finds it; `suite.json` is a copy of its description.
+
+    `state` stands for what is in the named folder: another state makes this another stage.
+    """
     shutil.copy(find_suite(seed, sizes, suite, progress) / "suite.json", out / "suite.json")
 
 

@@ -1,9 +1,11 @@
 """Training by Hugging Face's Trainer: any scale, any recipe, exact resumption after a kill.
 
-A recipe says what a step's loss is. Everything random in it is a function of (seed, step), and what it learns on
-the way (`recipe.state`) is saved with each checkpoint, so that a resumed run takes the steps the killed one would have.
+A recipe says what a step's loss is. Everything random in it is a function of (seed, step), and what it learns
+on the way (`recipe.state`) is saved with each checkpoint: a resumed run takes the steps the killed one would.
 """
 
+import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,14 +13,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from transformers import PreTrainedModel, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.trainer_callback import ExportableState
 from transformers.trainer_utils import get_last_checkpoint
+
+LAST_STEPS = 20  # over which the loss that `train` returns is averaged
 
 
 @dataclass(frozen=True)
 class Optimisation:
-    """AdamW with linear warm-up and cosine decay to `final_lr` of the peak; `lr_factors` multiply by parameter part."""
+    """AdamW with linear warm-up and cosine decay to `final_lr` of the peak.
+
+    `lr_factors` multiply the rate of parameters whose name holds the part given.
+    """
 
     steps: int
     lr: float
@@ -54,13 +62,22 @@ class Steps(torch.utils.data.Dataset):
 
 
 class RecipeState(TrainerCallback, ExportableState):
-    """Carries the recipe's state in and out of the Trainer's checkpoints."""
+    """Carries the recipe's state, and the last steps' losses, in and out of the Trainer's checkpoints."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
+        self.losses: list[float] = []
 
     def state(self) -> dict[str, Any]:
-        return {"args": {}, "attributes": {"recipe_state": dict(self.recipe.state)}}
+        attributes = {"recipe_state": self.recipe.state, "losses": self.losses[-LAST_STEPS:]}
+        return {"args": {}, "attributes": attributes}
+
+    def restore(self, checkpoint: Path) -> None:
+        """Takes up what a checkpoint holds."""
+        saved = json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+        attributes = saved["stateful_callbacks"][type(self).__name__]["attributes"]
+        self.recipe.state.update(attributes["recipe_state"])
+        self.losses = attributes["losses"]
 
 
 class ReportProgress(TrainerCallback):
@@ -76,12 +93,14 @@ class ReportProgress(TrainerCallback):
 class RecipeTrainer(Trainer):
     """The Trainer, with the loss of a recipe and learning rates per part."""
 
-    def __init__(self, recipe: Recipe, optimisation: Optimisation, **kwargs: Any):
-        self.recipe, self.optimisation = recipe, optimisation
+    def __init__(self, recipe_state: RecipeState, optimisation: Optimisation, **kwargs: Any):
+        self.recipe_state, self.optimisation = recipe_state, optimisation
         super().__init__(**kwargs)
 
     def compute_loss(self, model: Any, inputs: dict[str, Any], **kwargs: Any) -> torch.Tensor:
-        return self.recipe.loss(model, int(inputs["step"]))
+        loss = self.recipe_state.recipe.loss(model, int(inputs["step"]))
+        self.recipe_state.losses.append(loss.item())
+        return loss
 
     def create_optimizer(self, model: PreTrainedModel | None = None) -> torch.optim.Optimizer:
         """One group per learning rate; weight decay on matrices only."""
@@ -112,10 +131,10 @@ def train(
     seed: int,
     progress: Callable[[int, int], None],
 ) -> dict[str, float]:
-    """Trains `model` in place; checkpoints go to `work` and are removed at the end. Returns the mean final loss.
+    """Trains `model` in place, where it is (CPU or GPU); returns the last steps' mean loss and the steps.
 
-    Called again after a kill it goes on from the last whole checkpoint: at most `save_every` steps are repeated,
-    and they come out the same.
+    Checkpoints go to `work`, which the caller removes once it has kept the model: called again after a kill,
+    it goes on from the last whole checkpoint. At most `save_every` steps are repeated, and come out the same.
     """
     arguments = TrainingArguments(
         output_dir=str(work),
@@ -134,30 +153,43 @@ def train(
         seed=seed,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        use_cpu=model.device.type == "cpu",
     )
+    if arguments.use_cpu:  # DeepSpeed, which accelerate imports, would else warn on stdout of the missing GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    state = RecipeState(recipe)
     trainer = RecipeTrainer(
-        recipe,
+        state,
         optimisation,
         model=model,
         args=arguments,
         train_dataset=Steps(optimisation.steps),
         data_collator=lambda items: {"step": torch.tensor(items[0]["step"])},
-        callbacks=[RecipeState(recipe), ReportProgress(progress)],
+        callbacks=[state, ReportProgress(progress)],
     )
+    trainer.remove_callback(PrinterCallback)  # stdout is for what a verb was asked for
     checkpoint = last_whole_checkpoint(work)
     if checkpoint is not None:
-        saved = trainer.state.load_from_json(str(checkpoint / "trainer_state.json"))
-        recipe.state.update(saved.stateful_callbacks["RecipeState"]["attributes"]["recipe_state"])
+        state.restore(checkpoint)
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    shutil.rmtree(work)
-    return {"loss": result.training_loss, "steps": result.global_step}
+    last = state.losses[-LAST_STEPS:]
+    return {"loss": sum(last) / len(last), "steps": result.global_step}
 
 
 def last_whole_checkpoint(work: Path) -> Path | None:
-    """The newest checkpoint that was written to its end; torn ones (its state file comes last) are removed."""
+    """The newest checkpoint that is whole; torn ones are removed."""
     while work.is_dir() and (newest := get_last_checkpoint(str(work))) is not None:
-        state = Path(newest) / "trainer_state.json"
-        if state.is_file() and state.read_text().rstrip().endswith("}"):
+        if is_whole(Path(newest)):
             return Path(newest)
         shutil.rmtree(newest)
     return None
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether all of a checkpoint is there: its state file is written last, removal begins anywhere."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    others = all((checkpoint / name).is_file() for name in (OPTIMIZER_NAME, SCHEDULER_NAME))
+    return others and any(checkpoint.glob("model*.safetensors"))

@@ -142,7 +142,7 @@ def test_how_a_verb_ends_is_the_exit_code(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def suite(settings: object) -> None:
+    def suite(settings: object, overrides: object) -> None:
         if ending is not None:
             raise ending
 

@@ -15,5 +15,9 @@ class Compressor(nn.Module):
         """Fast tokens made of T frames of H x W tokens."""
         raise NotImplementedError
 
+    def flops(self, T: int, H: int, W: int) -> int:
+        """FLOP of its matrix products and convolutions (2 x MAC); averages have none."""
+        return 0
+
     def forward(self, tokens_BTHWD: torch.Tensor) -> torch.Tensor:
         raise NotImplementedError

@@ -21,6 +21,10 @@ class Encoder(nn.Module):
         """Images to `features_NPV`."""
         raise NotImplementedError
 
+    def flops_per_frame(self) -> int:
+        """FLOP of its matrix products and convolutions for one frame (2 x MAC)."""
+        raise NotImplementedError
+
     def forward(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
         B, T = frames_BTCHW.shape[:2]
         return self.encode(frames_BTCHW.flatten(0, 1)).unflatten(0, (B, T))

@@ -33,6 +33,13 @@ class TinyEncoder(Encoder):
         features_NVHW = self.out(F.gelu(self.shapes(x)))
         return (features_NVHW.flatten(2).transpose(1, 2) - self.feature_mean) / self.feature_std
 
+    def flops_per_frame(self) -> int:
+        rows = self.image_size // 4  # of `edges`; half as many of `strokes`, a quarter of `shapes` and `out`
+        edges, strokes, shapes = 9 * 12 * 16, 9 * 16 * 32, 9 * 32 * 64
+        return 2 * (
+            rows**2 * edges + (rows // 2) ** 2 * strokes + (rows // 4) ** 2 * (shapes + 64 * self.width)
+        )
+
     @torch.no_grad()
     def standardise_(self, images_NCHW: torch.Tensor) -> None:
         """Sets the feature mean and spread from a sample of images, so that the projector meets unit features."""

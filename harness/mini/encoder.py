@@ -1,4 +1,4 @@
-"""The mini encoder's pretraining: recognise glyphs, colours and the ball in single frames (stands in for CLIP)."""
+"""The mini encoder's pretraining: recognise glyphs, colours and the ball in frames (stands in for CLIP)."""
 
 import math
 from collections.abc import Callable
@@ -16,7 +16,7 @@ from harness.mini.world import COLOURS, GLYPHS, PLACES, draw_dense_frames
 
 @dataclass(frozen=True)
 class EncoderRecipe:
-    """How the encoder is pretrained; `clips` clips of 128 unrelated labelled frames each, through the codec."""
+    """How the encoder is pretrained; `clips` clips of 128 unrelated labelled frames, through the codec."""
 
     clips: int = 480
     steps: int = 1200
@@ -44,14 +44,14 @@ class Recogniser(nn.Module):
 
 
 def normalise(frames_THWC: np.ndarray | torch.Tensor, encoder: Encoder) -> torch.Tensor:
-    """`uint8 frames_THWC` to the `float frames_TCHW` that the encoder expects (the processor's arithmetic)."""
+    """`uint8 frames_THWC` to the `float frames_TCHW` that the encoder expects, as the processor does."""
     mean, std = torch.tensor(encoder.image_mean), torch.tensor(encoder.image_std)
     pixels = torch.as_tensor(frames_THWC).permute(0, 3, 1, 2).float() / 255
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
 def labelled_frames(seed: int, clips: int, progress: Callable[[int, int], None]) -> list[torch.Tensor]:
-    """`clips` x 128 labelled frames as a reader of their mp4 sees them: frames_NHWC, glyph_N4, colour_N4, ball_N2."""
+    """`clips` x 128 frames as a reader of their mp4 sees them: frames_NHWC, glyph_N4, colour_N4, ball_N2."""
     parts = []
     for index in range(clips):
         frames, *labels = draw_dense_frames(seed, index)
@@ -63,7 +63,7 @@ def labelled_frames(seed: int, clips: int, progress: Callable[[int, int], None])
 def pretrain_encoder(
     vision: dict, seed: int, recipe: EncoderRecipe, progress: Callable[[str, int, int], None]
 ) -> tuple[Encoder, dict[str, float]]:
-    """Trains an encoder from scratch; returns it frozen and standardised, with its accuracy on held-out frames."""
+    """Trains an encoder from scratch; returns it frozen and standardised, and its held-out accuracy."""
     torch.manual_seed(seed)
     frames_NHWC, glyph_N4, colour_N4, ball_N2 = labelled_frames(
         seed, recipe.clips, lambda done, total: progress("frames", done, total)

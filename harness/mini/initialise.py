@@ -17,7 +17,7 @@ QUERY_KEY_CORRELATION, QUERY_GAIN = 0.7, 1.5
 def initialise(model: SlowFastForConditionalGeneration, seed: int) -> None:
     """Draws all trained weights of a self-attention model anew from `seed`; the encoder is left as it is.
 
-    Each head's queries start correlated with its keys, so that attention begins as similarity and not as noise.
+    Each head's queries start correlated with its keys, so that attention begins as similarity, not noise.
     """
     torch.manual_seed(seed)
     language = model.language_model

@@ -16,7 +16,7 @@ from harness.mini.world import FRAMES, Clip, draw_clip, render
 def write_features(
     encoder: Encoder, seed: int, start: int, stop: int, path: Path, progress: Callable[[int, int], None]
 ) -> None:
-    """Renders clips `start` to `stop` of a seed, through the codec and the encoder, to `float16 features_NTPV` (npy)."""
+    """Clips `start` to `stop` of a seed, through codec and encoder, as `float16 features_NTPV` (npy)."""
     rows, columns = encoder.grid
     shape = (stop - start, FRAMES, rows * columns, encoder.width)
     features = np.lib.format.open_memmap(path, "w+", np.float16, shape)

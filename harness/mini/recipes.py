@@ -1,8 +1,8 @@
-"""The two stages of mini training: `base` (stands in for a pretrained encoder and LLM) and `adapt` (makes a variant).
+"""The two stages of mini training: `base` (stands in for pretrained encoder and LLM), `adapt` (makes a variant).
 
-Both train on packed questions with three losses: the answer's word, the option's letter after it (and the end of
-the turn), and, right at the question's end, the word without options ("open-ended", not where options are needed).
-What `base` does beyond that is listed in `BaseRecipe`; every item is a switch and is disclosed under the table.
+Both train on packed questions with three losses: the answer's word, the option's letter after it (and the end
+of the turn), and, right at the question's end, the word without options ("open-ended", where that suffices).
+What `base` does beyond that is listed in `BaseRecipe`; every item is a switch, disclosed under the table.
 """
 
 import random
@@ -20,7 +20,6 @@ from harness.mini.stream import ANSWER_LENGTH, TEXT_ONLY, Branch, QuestionStream
 from harness.mini.tokenizer import START
 from harness.mini.world import COLOURS, FRAMES, GLYPHS, PLACES, Clip
 from harness.packing import IGNORED, Packed, answer_targets, pack
-from harness.train import Optimisation
 from harness.video import uniform_indices
 
 NEEDS_OPTIONS = ("order", TEXT_ONLY)  # families whose question has no answer before its options are known
@@ -28,7 +27,7 @@ NEEDS_OPTIONS = ("order", TEXT_ONLY)  # families whose question has no answer be
 
 @dataclass(frozen=True)
 class Batch:
-    """Questions about clips: which frames of which clips are seen, and the packed turns with their targets."""
+    """Questions about clips: the frames that are seen, and the packed turns with their targets."""
 
     features_BTPV: torch.Tensor
     times_BT: torch.Tensor
@@ -39,7 +38,7 @@ class Batch:
 
 
 class PackedQuestions:
-    """What both stages share: from clips, frames and drawn questions to a batch, and from a batch to losses."""
+    """What both stages share: from clips, frames and drawn questions to a batch, and from it to logits."""
 
     def __init__(self, pool: Pool, stream: QuestionStream, model: SlowFastForConditionalGeneration):
         self.pool, self.stream = pool, stream
@@ -71,7 +70,10 @@ class PackedQuestions:
     def logits(
         self, model: SlowFastForConditionalGeneration, batch: Batch, first_layer_reads: bool = False
     ) -> torch.Tensor:
-        """Logits `(B, Q, M, vocabulary)` of all branches; optionally only the first layer lets text read the video."""
+        """Logits `(B, Q, M, vocabulary)` of all branches.
+
+        With `first_layer_reads` text reads the video in the first layer only.
+        """
         packed = batch.packed
         logits_BLW = model(
             input_ids=packed.input_ids_BL,
@@ -86,7 +88,7 @@ class PackedQuestions:
 
 
 def question_losses(logits_BQMW: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the mean losses of word, letter, end and open-ended word; and the word's loss per question."""
+    """The sum of the mean losses of word, letter, end and open-ended word; and each question's word loss."""
     answers = batch.answer_BQM != IGNORED
     logits_BQ3W = logits_BQMW[answers].unflatten(0, (*answers.shape[:2], ANSWER_LENGTH))
     targets_BQ3 = batch.answer_BQM[answers].unflatten(0, (*answers.shape[:2], ANSWER_LENGTH))
@@ -122,7 +124,6 @@ class BaseRecipe:
     balance: float = 0.15
     shuffle: float = 0.5
     first_layer_reading: float = 0.6
-    optimisation: Optimisation = Optimisation(steps=1600, lr=3e-3)
 
 
 class BaseTraining:
@@ -197,7 +198,7 @@ class BaseTraining:
     def alignment_loss(
         self, model: SlowFastForConditionalGeneration, rng: np.random.Generator
     ) -> torch.Tensor:
-        """Single frames with a flash: each visual token must say its place, and the glyph and colour seen there."""
+        """Single frames with a flash: each visual token says its place, the glyph and colour seen there."""
         clips_B = rng.choice(len(self.pool), self.recipe.alignment_frames)
         flashes = [
             clip.flashes[rng.integers(len(clip.flashes))] for clip in (self.pool.clips[i] for i in clips_B)
@@ -218,7 +219,7 @@ class BaseTraining:
 
 
 def key_frames(rng: np.random.Generator, clip: Clip, n: int) -> np.ndarray:
-    """`n` frames in order: the flashes of glyphs that flash once, then other flashes, then frames without any."""
+    """`n` >= 5 frames in order: the flashes of glyphs that flash once, then others, then no flash."""
     once = [flash.start for flash in clip.flashes if clip.counts[flash.glyph] == 1]
     again = [flash.start for flash in clip.flashes if clip.counts[flash.glyph] > 1]
     shown = {flash.start + d for flash in clip.flashes for d in range(flash.duration)}
@@ -235,7 +236,6 @@ class AdaptRecipe:
 
     videos: int = 12
     questions: int = 8
-    optimisation: Optimisation = Optimisation(steps=320, lr=2e-3, lr_factors={".gate.": 20.0})
 
 
 class AdaptTraining:

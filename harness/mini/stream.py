@@ -18,7 +18,7 @@ ANSWER_LENGTH = 3  # word, letter, end of turn
 
 
 def templates(family: str) -> list[PromptTemplate]:
-    """The prompt templates in which a family's questions can come: every benchmark, every number of options."""
+    """The prompt templates of a family's questions: every benchmark, every number of options."""
     most = MAX_OPTIONS.get(family, 4)
     counts = range(MIN_OPTIONS, most + 1)
     return [prompt_template(b.name, n) for b in BENCHMARKS.values() for n in counts if n in b.option_counts]

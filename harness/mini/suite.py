@@ -138,6 +138,13 @@ def load_suite(suite: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def suite_state(suite: Path) -> str:
+    """A hash of a suite's description and of its videos' sizes as they are now; UserError if it is none."""
+    description, home = load_suite(suite), Path(suite) / "home"
+    sizes = {path.relative_to(home).as_posix(): path.stat().st_size for path in home.rglob("*.mp4")}
+    return _sha256([description["fingerprint"], sizes])[:16]
+
+
 def load_index(suite: Path) -> pd.DataFrame:
     """The table of all questions (`INDEX_COLUMNS`); UserError if `suite` is no suite."""
     load_suite(suite)

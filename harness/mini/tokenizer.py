@@ -1,8 +1,8 @@
 """A word-level ChatML tokenizer made from the suite's own texts.
 
-Two choices keep prompts short enough to train on a laptop: punctuation and line breaks are dropped (so that "A.",
-"(A)" and "A" are one token), and each fixed instruction of a benchmark's prompt is one token. What varies, the
-question and its options, is one token per word.
+Two choices keep prompts short enough to train on a laptop: punctuation and line breaks are dropped (so that
+"A.", "(A)" and "A" are one token), and each fixed instruction of a benchmark's prompt is one token. What varies,
+the question and its options, is one token per word.
 """
 
 from collections.abc import Iterable

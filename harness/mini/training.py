@@ -1,12 +1,13 @@
 """The stages of mini training: encoder, pool, base, adapt. Each writes one folder; see `harness.stages`.
 
-    encoder (per seed) --> pool (per seed, in parts) --> base (per base seed) --> adapt (per row and base seed)
+    encoder (per seed) --> pool (per seed, in parts) --> base (per base seed) --> adapt (per row and seed)
 
-The encoder and the pool are shared by both base seeds, a base by all rows.
+The encoder and the pool are shared by the base seeds, a base by all rows.
 """
 
 import json
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +29,16 @@ from harness.mini.recipes import (
     key_frames,
 )
 from harness.mini.stream import QuestionStream, suite_tokenizer
+from harness.mini.world import development_seed, training_seed
 from harness.packing import IGNORED
 from harness.paths import write_text
 from harness.progress import Progress
 from harness.train import Optimisation, train
 
-TRAINING_CLIPS = 2_000_000  # seeds of clips: never those of a suite, which start at one million
-DEVELOPMENT_CLIPS = 3_000_000
-DEVELOPMENT_SIZE = 100
+CLIP_SEEDS = {"training": training_seed, "development": development_seed}
 WEIGHTS = "encoder.pt"
 FEATURES = "features.npy"
+CHECKPOINTS = "checkpoints"
 
 
 def encoder_stage(
@@ -52,7 +53,7 @@ def encoder_stage(
         bars = {"frames": frames, "encoder": steps}
         encoder, accuracy = pretrain_encoder(
             vision,
-            TRAINING_CLIPS + seed,
+            training_seed(seed),
             EncoderRecipe(**recipe),
             lambda bar, done, total: bars[bar].advance(),
         )
@@ -65,11 +66,10 @@ def pool_stage(
 ) -> None:
     """Features of clips `start` to `stop` of the "training" or "development" seed: `features.npy`."""
     quiet()
-    first = {"training": TRAINING_CLIPS, "development": DEVELOPMENT_CLIPS}[clips]
     with progress.bar("clips", stop - start) as bar:
         write_features(
             load_encoder(encoder),
-            first + seed,
+            CLIP_SEEDS[clips](seed),
             start,
             stop,
             out / FEATURES,
@@ -88,7 +88,7 @@ def base_stage(
     recipe: dict[str, Any],
     **pool: Path,
 ) -> None:
-    """Trains a base: a model folder with its processor, and `base.json` with its accuracy against the threshold."""
+    """Trains a base: a model folder with its processor, and `base.json`: its accuracy, its threshold."""
     quiet()
     recipe = dict(recipe)
     threshold, optimisation = recipe.pop("threshold"), Optimisation(recipe.pop("steps"), recipe.pop("lr"))
@@ -97,11 +97,10 @@ def base_stage(
     model = SlowFastForConditionalGeneration(SlowFastConfig.from_dict(config))
     model.encoder = load_encoder(encoder)
     initialise(model, base_seed)
-    chosen = BaseRecipe(**recipe, optimisation=optimisation)
-    clips = Pool.open(TRAINING_CLIPS + seed, [part / FEATURES for _, part in sorted(pool.items())])
-    training = BaseTraining(chosen, clips, stream, base_seed, model)
+    clips = Pool.open(training_seed(seed), [part / FEATURES for _, part in sorted(pool.items())])
+    training = BaseTraining(BaseRecipe(**recipe), clips, stream, base_seed, model)
     outcome = run_training(model, training, optimisation, out, base_seed, progress)
-    held_out = Pool.open(DEVELOPMENT_CLIPS + seed, [development / FEATURES])
+    held_out = Pool.open(development_seed(seed), [development / FEATURES])
     accuracy = base_accuracy(model, held_out, stream)
     mean = sum(accuracy.values()) / len(accuracy)
     report = {
@@ -115,7 +114,7 @@ def base_stage(
     save(model, stream, out)
     if mean < threshold:
         progress.say(
-            f"base seed {base_seed} reads {mean:.0%} of key-frame questions, under its threshold {threshold:.0%}"
+            f"base seed {base_seed} reads {mean:.0%} of key-frame questions, under its {threshold:.0%}"
         )
 
 
@@ -141,8 +140,8 @@ def adapt_stage(
     optimisation = Optimisation(
         recipe["steps"], recipe["lr"], lr_factors={".gate.": recipe["gate_lr_factor"]}
     )
-    chosen = AdaptRecipe(recipe["videos"], recipe["questions"], optimisation)
-    clips = Pool.open(TRAINING_CLIPS + seed, [part / FEATURES for _, part in sorted(pool.items())])
+    chosen = AdaptRecipe(recipe["videos"], recipe["questions"])
+    clips = Pool.open(training_seed(seed), [part / FEATURES for _, part in sorted(pool.items())])
     training = AdaptTraining(chosen, clips, stream, 1_000 + base_seed, model, frames)
     outcome = run_training(model, training, optimisation, out, base_seed, progress)
     gates = [torch.tanh(cross.gate.warmup).item() for _, cross in model.cross_attentions()]
@@ -167,7 +166,7 @@ def run_training(
         state["bar"].advance(done - state["done"])
         state["done"] = done
 
-    outcome = train(model, recipe, optimisation, out / "checkpoints", seed, report)
+    outcome = train(model, recipe, optimisation, out / CHECKPOINTS, seed, report)
     if state["bar"] is not None:
         state["bar"].__exit__()
     return outcome
@@ -184,16 +183,17 @@ def load_encoder(folder: Path) -> torch.nn.Module:
 
 
 def save(model: SlowFastForConditionalGeneration, stream: QuestionStream, out: Path) -> None:
-    """Model and processor, as `from_pretrained` reads them."""
+    """Model and processor, as `from_pretrained` reads them; then the checkpoints are needless."""
     model.eval().save_pretrained(out)
     SlowFastProcessor.for_model(model.config, model.encoder, stream.tokenizer).save_pretrained(out)
+    shutil.rmtree(out / CHECKPOINTS)
 
 
 @torch.no_grad()
 def base_accuracy(
     model: SlowFastForConditionalGeneration, clips: Pool, stream: QuestionStream
 ) -> dict[str, float]:
-    """Share of right words per family on held-out clips whose key frames are shown: can the base read at all?"""
+    """Share of right words per family on held-out clips with key frames shown: can the base read at all?"""
     model.eval()
     rng, chance = np.random.default_rng(0), random.Random(0)
     questions = PackedQuestions(clips, stream, model)

@@ -20,9 +20,11 @@ from harness.errors import UserError
 FRAMES, SIZE, FPS = 128, 64, 8
 GENERATOR_VERSION = 1  # raise it whenever the same (seed, index) would give other pixels or other flashes
 
-# World seeds: evaluation and training clips come from disjoint ranges, one seed of each per experiment seed.
+# World seeds: clips to evaluate on, to train on, and to judge a base by come from disjoint ranges, one seed of
+# each per experiment seed.
 SEEDS = 1_000_000
 EVALUATION_SEEDS, TRAINING_SEEDS = range(SEEDS, 2 * SEEDS), range(2 * SEEDS, 3 * SEEDS)
+DEVELOPMENT_SEEDS = range(3 * SEEDS, 4 * SEEDS)
 
 GLYPH_BITMAPS = {
     "plus": "0001000 0001000 0001000 1111111 0001000 0001000 0001000",
@@ -114,6 +116,11 @@ def evaluation_seed(seed: int) -> int:
 def training_seed(seed: int) -> int:
     """The world seed of the training clips of experiment seed 0 to 999,999; UserError outside."""
     return _seed_in(TRAINING_SEEDS, seed)
+
+
+def development_seed(seed: int) -> int:
+    """The world seed of the clips that a base's threshold is measured on; UserError outside 0 to 999,999."""
+    return _seed_in(DEVELOPMENT_SEEDS, seed)
 
 
 def _seed_in(seeds: range, seed: int) -> int:

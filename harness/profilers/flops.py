@@ -80,12 +80,14 @@ def count_model(model: SlowFastForConditionalGeneration, frames: int, text_token
     memory, slow = None, 0
     if tokens.slow_BSD is not None:
         memory, slow = counted(lambda: remember(language.model, model.hybrid_layers, tokens.slow_BSD))
-    embeds = torch.empty(1, n_fast + text_tokens, width, device=META)
+    L = n_fast + text_tokens
+    embeds = torch.empty(1, L, width, device=META)
+    mask = torch.empty(1, 1, L, L, dtype=torch.bool, device=META)  # no decoder makes one on meta
     hidden, decoder = counted(
         lambda: (
             language.model(
                 inputs_embeds=embeds,
-                attention_mask={"full_attention": None},
+                attention_mask=mask,
                 use_cache=False,
                 slow_memory=memory,
                 readers=readers if memory is not None else None,

@@ -1,4 +1,4 @@
-"""Prefill and per-token decode time of several models on this machine, interleaved so that drift can't decide.
+"""Prefill and per-token decode time of several models on this machine, interleaved: drift can't decide.
 
 One video, one question, one thread (recorded), weights as they are: time from the encoder's features to the first
 token's logits (`prefill_ms`), and of one further token with the cache (`decode_ms`). Medians and quartiles.
@@ -60,7 +60,7 @@ def measure(
     new_tokens: int = 8,
     progress: Progress = SILENT,
 ) -> list[Latency]:
-    """Latency of each (checkpoint, frames), all taken in turn `repeats` times after `warmup` unmeasured rounds."""
+    """Latency of each (checkpoint, frames), taken in turn `repeats` times after `warmup` unmeasured rounds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -1,0 +1,189 @@
+"""What an answer costs, in closed form: FLOPs by stage of the prefill and of a decoded token, bytes of the caches.
+
+Conventions: FLOP = 2 x MAC; attention as the full square, not its causal half; matrix products and convolutions are
+counted, elementwise operations, norms and pooling are not. With L tokens in the sequence (fast and text), S slow
+tokens, N reading tokens, A = Q x E the width of all query heads, and h hybrid of n layers:
+
+    linear            n x 2 L (2 D A + 2 D KE + 3 D M)      q, o; k, v; the gated MLP of width M
+    self-attention    n x 4 L L A                           q k' and its product with v
+    slow keys/values  h x 2 S (2 D KE)                      once per video
+    cross-attention   h x 4 N S A
+    gate              h x N x what the gate takes
+"""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from architectures.compressors import COMPRESSORS
+from architectures.configuration import SlowFastConfig
+from architectures.encoders import ENCODERS
+from architectures.gates import GATES
+from architectures.placement import PLACEMENTS
+from architectures.projectors import pool_grid
+from architectures.registry import Registry
+from architectures.scope import scope_of
+from architectures.time_positions import TIME_POSITIONS
+
+DENSE_GATED = ("llama", "mistral", "qwen2", "qwen3")  # decoders of q, k, v, o and a gated MLP in every layer
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs by stage from one video's frames to the answer's first token, and the tokens behind them."""
+
+    fast_tokens: int
+    slow_tokens: int
+    vision: int
+    projector: int  # with time positions and compressor
+    slow_keys_values: int
+    linear: int
+    self_attention: int
+    cross_attention: int
+    gate: int
+    lm_head: int
+
+    @property
+    def decoder(self) -> int:
+        """The decoder's layers, slow keys and values excluded."""
+        return self.linear + self.self_attention + self.cross_attention + self.gate
+
+    @property
+    def llm_prefill(self) -> int:
+        """The LLM's share, which is what the paper's overhead speaks of."""
+        return self.slow_keys_values + self.decoder + self.lm_head
+
+    @property
+    def model(self) -> int:
+        """Everything, vision tower included."""
+        return self.vision + self.projector + self.llm_prefill
+
+
+@dataclass(frozen=True)
+class DecodeCost:
+    """FLOPs of one more token behind a prefill whose keys and values, slow ones too, are kept; bytes of those."""
+
+    linear: int
+    self_attention: int
+    cross_attention: int
+    gate: int
+    lm_head: int
+    kv_bytes: int
+    slow_kv_bytes: int
+
+    @property
+    def step(self) -> int:
+        """All FLOPs of the token."""
+        return self.linear + self.self_attention + self.cross_attention + self.gate + self.lm_head
+
+
+@dataclass(frozen=True)
+class Widths:
+    """The decoder's sizes under the letters of the formulas above, and its hybrid layers."""
+
+    D: int
+    A: int
+    KE: int
+    M: int
+    n: int
+    h: int
+    vocabulary: int
+    gate: int  # FLOP of the gate, per token
+
+    @classmethod
+    def of(cls, config: SlowFastConfig) -> "Widths":
+        """The sizes of `config`; a ValueError for a decoder whose layers have another shape."""
+        text: PreTrainedConfig = config.text_config
+        if text.model_type not in DENSE_GATED:
+            raise ValueError(
+                f"There is no closed form of the cost of a '{text.model_type}' decoder, only of "
+                f"{', '.join(DENSE_GATED)}: add its layers' shape to architectures/cost.py, or count it."
+            )
+        E = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        A = E * text.num_attention_heads
+        return cls(
+            D=text.hidden_size,
+            A=A,
+            KE=E * text.num_key_value_heads,
+            M=text.intermediate_size,
+            n=text.num_hidden_layers,
+            h=len(PLACEMENTS.build(config.placement, n_layers=text.num_hidden_layers)),
+            vocabulary=text.vocab_size,
+            gate=on_meta(GATES, config.gate, attended_width=A).flops_per_token(),
+        )
+
+    def layers(self, L: int, keys: int, N: int, S: int) -> dict[str, int]:
+        """FLOPs of all layers for L tokens that attend to `keys` tokens, N of them also to S slow ones."""
+        return {
+            "linear": self.n * 2 * L * (2 * self.D * self.A + 2 * self.D * self.KE + 3 * self.D * self.M),
+            "self_attention": self.n * 4 * L * keys * self.A,
+            "cross_attention": self.h * 4 * N * S * self.A,
+            "gate": self.h * N * self.gate,
+        }
+
+
+def prefill_cost(config: SlowFastConfig, frames: int, text_tokens: int, every_logit: bool = False) -> Cost:
+    """The cost of a video of `frames` frames with `text_tokens` tokens of text behind it.
+
+    lm_head runs on the last position, as in `generate`; with `every_logit` on all, as the official code does.
+    """
+    widths, video = Widths.of(config), _Video.of(config, frames)
+    L, S = video.fast_tokens + text_tokens, video.slow_tokens
+    is_video_BL = torch.arange(L)[None] < video.fast_tokens
+    N = int(scope_of(config.scope)(is_video_BL, torch.zeros_like(is_video_BL)).sum())
+    return Cost(
+        **asdict(video),
+        slow_keys_values=widths.h * 2 * S * 2 * widths.D * widths.KE,
+        **widths.layers(L, L, N, S),
+        lm_head=2 * (L if every_logit else 1) * widths.D * widths.vocabulary,
+    )
+
+
+def decode_cost(
+    config: SlowFastConfig, frames: int, text_tokens: int, bytes_per_number: int = 2
+) -> DecodeCost:
+    """The cost of the token after that prefill, and its caches' bytes (2 a number: bfloat16) before it."""
+    widths, video = Widths.of(config), _Video.of(config, frames)
+    L, S = video.fast_tokens + text_tokens, video.slow_tokens
+    return DecodeCost(
+        **widths.layers(1, L + 1, int(config.generated_read_slow), S),
+        lm_head=2 * widths.D * widths.vocabulary,
+        kv_bytes=widths.n * 2 * L * widths.KE * bytes_per_number,
+        slow_kv_bytes=widths.h * 2 * S * widths.KE * bytes_per_number,
+    )
+
+
+@dataclass(frozen=True)
+class _Video:
+    """What `Cost` says of the video's way to the decoder."""
+
+    fast_tokens: int
+    slow_tokens: int
+    vision: int
+    projector: int
+
+    @classmethod
+    def of(cls, config: SlowFastConfig, frames: int) -> "_Video":
+        text = config.text_config
+        D, encoder = text.hidden_size, on_meta(ENCODERS, config.vision)
+        compressor = on_meta(COMPRESSORS, config.compressor, width=D)
+        hybrid = bool(PLACEMENTS.build(config.placement, n_layers=text.num_hidden_layers))
+        H, W = pool_grid(encoder.grid, config.video_pooling)
+        patches = frames * encoder.grid[0] * encoder.grid[1]
+        times = [config.fast_time, config.slow_time] if hybrid else [config.fast_time]
+        return cls(
+            fast_tokens=compressor.n_tokens(frames, H, W),
+            slow_tokens=frames * H * W if hybrid else 0,
+            vision=frames * encoder.flops_per_frame(),
+            projector=2 * patches * D * (encoder.width + (config.projector_depth - 1) * D)
+            + frames * sum(on_meta(TIME_POSITIONS, spec, width=D).flops_per_frame() for spec in times)
+            + compressor.flops(frames, H, W),
+        )
+
+
+def on_meta(registry: Registry, spec: dict[str, Any], **context: Any) -> Any:
+    """The variant that `spec` names, without memory for its weights."""
+    with torch.device("meta"):
+        return registry.build(spec, **context)

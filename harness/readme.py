@@ -1,0 +1,83 @@
+"""Puts measured numbers into README.md: `python -m harness.readme` (in the checkout's root), from results/ alone."""
+
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from harness.benchmarks import BENCHMARKS
+from harness.mini.schema import EGOSCHEMA_FAMILIES, FAMILY_OF
+from harness.paths import write_text
+from harness.report import SCORES
+
+README = Path("README.md")
+TITLES = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {"average": "average"}
+
+
+def blocks(results: Path) -> dict[str, str]:
+    """Every block of the README that is computed, by the name of its markers."""
+    return {
+        "table": main_block(pd.read_csv(results / "tables" / "main_mini.csv")),
+        "controls": controls_block(pd.read_csv(results / "tables" / "controls_mini.csv")),
+        "families": families_block(),
+    }
+
+
+def main_block(table: pd.DataFrame) -> str:
+    """Accuracy (0-100, 95% interval) and cost of every row, in markdown."""
+    header = ["architecture", "frames", *(TITLES[name] for name in SCORES), "gain", "7B prefill", "7B model"]
+    lines = []
+    for row in table.to_dict("records"):
+        scores = [f"{row[name]:.1f} ± {(row[f'{name}_hi'] - row[f'{name}_lo']) / 2:.1f}" for name in SCORES]
+        if row["architecture"] == "chance":
+            lines.append(["chance", "", *(f"{row[name]:.1f}" for name in SCORES), "", "", ""])
+            continue
+        costs = [f"{row[f'{of}_overhead_7b_pct']:+.1f}%" for of in ("prefill", "model")]
+        gain = f"{row['relative_gain_pct']:+.0f}%"
+        lines.append([f"`{row['architecture']}`", str(row["frames"]), *scores, gain, *costs])
+    return _markdown(header, lines)
+
+
+def controls_block(table: pd.DataFrame) -> str:
+    """slow_fast at 128 frames and its controls, minus the compressor alone, on the same questions."""
+    what = {
+        "none": "as trained",
+        "gate_closed": "gate closed",
+        "other_video": "slow tokens of another video",
+    }
+    header = ["`slow_fast` at 128 frames", "average minus `compressor_only`", "95% interval"]
+    lines = [
+        [what[row["control"]], f"{row['average']:+.1f}", f"{row['average_lo']:+.1f} to {row['average_hi']:+.1f}"]
+        for row in table.to_dict("records")
+    ]
+    return _markdown(header, lines)
+
+
+def families_block() -> str:
+    """Benchmark, family and the categories that carry it."""
+    lines = []
+    for benchmark, family_of in FAMILY_OF.items():
+        for family in dict.fromkeys(family_of.values()):
+            categories = [category for category, f in family_of.items() if f == family]
+            lines.append([TITLES[benchmark], family, ", ".join(categories)])
+    lines.append([TITLES["egoschema"], ", ".join(EGOSCHEMA_FAMILIES), "(no categories; in turn, five options)"])
+    return _markdown(["benchmark", "family", "published categories"], lines)
+
+
+def fill(text: str, filled: dict[str, str]) -> str:
+    """`text` with the content between `<!-- NAME -->` and `<!-- /NAME -->` replaced; ValueError if one is missing."""
+    for name, block in filled.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        if not pattern.search(text):
+            raise ValueError(f"README.md has no markers <!-- {name} --> ... <!-- /{name} -->")
+        text = pattern.sub(lambda found, block=block: f"{found[1]}{block}\n{found[2]}", text)
+    return text
+
+
+def _markdown(header: list[str], lines: list[list[str]]) -> str:
+    rows = [header, ["---"] * len(header), *lines]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
+
+
+if __name__ == "__main__":
+    write_text(README, fill(README.read_text(encoding="utf-8"), blocks(Path("results"))))
