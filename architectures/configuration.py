@@ -1,6 +1,6 @@
 """The model's configuration: everything a variant is, as data. Only names and numbers, never import paths."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
@@ -21,7 +21,7 @@ class SlowFastConfig(PreTrainedConfig):
     """
 
     model_type = "slow_fast_video_mllm"
-    sub_configs = {"text_config": AutoConfig}
+    sub_configs: ClassVar = {"text_config": AutoConfig}
 
     def __init__(
         self,

@@ -1,8 +1,9 @@
-"""What an answer costs, in closed form: FLOPs by stage of the prefill and of a decoded token, bytes of the caches.
+"""What an answer costs, in closed form: FLOPs by stage of prefill and decoded token, bytes of the caches.
 
-Conventions: FLOP = 2 x MAC; attention as the full square, not its causal half; matrix products and convolutions are
-counted, elementwise operations, norms and pooling are not. With L tokens in the sequence (fast and text), S slow
-tokens, N reading tokens, A = Q x E the width of all query heads, and h hybrid of n layers:
+Conventions: FLOP = 2 x MAC; attention as the full square, not its causal half; matrix products and
+convolutions are counted, elementwise operations, norms and pooling are not. With L tokens in the sequence
+(fast and text), S slow tokens, N reading tokens, A = Q x E the width of all query heads, and h hybrid of n
+layers:
 
     linear            n x 2 L (2 D A + 2 D KE + 3 D M)      q, o; k, v; the gated MLP of width M
     self-attention    n x 4 L L A                           q k' and its product with v
@@ -63,7 +64,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class DecodeCost:
-    """FLOPs of one more token behind a prefill whose keys and values, slow ones too, are kept; bytes of those."""
+    """FLOPs of one more token behind a prefill whose keys and values are kept, slow ones too; their bytes."""
 
     linear: int
     self_attention: int
@@ -141,9 +142,7 @@ def prefill_cost(config: SlowFastConfig, frames: int, text_tokens: int, every_lo
     )
 
 
-def decode_cost(
-    config: SlowFastConfig, frames: int, text_tokens: int, bytes_per_number: int = 2
-) -> DecodeCost:
+def decode_cost(config: SlowFastConfig, frames: int, text_tokens: int, bytes_per_number: int = 2) -> DecodeCost:
     """The cost of the token after that prefill, and its caches' bytes (2 a number: bfloat16) before it."""
     widths, video = Widths.of(config), _Video.of(config, frames)
     L, S = video.fast_tokens + text_tokens, video.slow_tokens

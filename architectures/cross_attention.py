@@ -1,6 +1,7 @@
 """Cross-attention of a hybrid layer: text queries over slow keys and values.
 
-With normalised slow tokens S, self-attention output a and rotary queries q of the reading tokens (paper, section 3):
+With normalised slow tokens S, self-attention output a and rotary queries q of the reading tokens (paper,
+section 3):
 
     K, V = Linear(RMSNorm_in(S))        the layer's own input norm; no rotary position on K
     c = softmax(q K' / sqrt(E)) V
@@ -26,16 +27,13 @@ class SlowMemory:
 
     def select(self, index_B: torch.Tensor) -> "SlowMemory":
         """The memory of the batch rows `index_B` (beam search reorders, batches shrink)."""
-        pick = {
-            i: (k.index_select(0, index_B), v.index_select(0, index_B)) for i, (k, v) in self.layers.items()
-        }
+        pick = {i: (k.index_select(0, index_B), v.index_select(0, index_B)) for i, (k, v) in self.layers.items()}
         return SlowMemory(pick)
 
     def repeat(self, times: int) -> "SlowMemory":
         """The memory with every batch row repeated `times` times in place."""
         spread = {
-            i: (k.repeat_interleave(times, 0), v.repeat_interleave(times, 0))
-            for i, (k, v) in self.layers.items()
+            i: (k.repeat_interleave(times, 0), v.repeat_interleave(times, 0)) for i, (k, v) in self.layers.items()
         }
         return SlowMemory(spread)
 
@@ -44,7 +42,7 @@ class CrossAttention(nn.Module):
     """The parameters that make a decoder layer hybrid: slow key and value projections, and a gate."""
 
     def __init__(self, attention: nn.Module, gate: dict[str, Any]):
-        """Built for (not into) a Hugging Face self-attention module, whose head layout and biases it follows."""
+        """Built for (not into) a Hugging Face self-attention, whose head layout and biases it follows."""
         super().__init__()
         key, value = attention.k_proj, attention.v_proj
         self.head_dim = attention.head_dim
@@ -55,9 +53,7 @@ class CrossAttention(nn.Module):
     def keys_values(self, slow_BSD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Keys and values of normalised slow tokens, `(key_BKSE, value_BKSE)`."""
         heads = (*slow_BSD.shape[:2], -1, self.head_dim)
-        return self.k_proj(slow_BSD).view(heads).transpose(1, 2), self.v_proj(slow_BSD).view(heads).transpose(
-            1, 2
-        )
+        return self.k_proj(slow_BSD).view(heads).transpose(1, 2), self.v_proj(slow_BSD).view(heads).transpose(1, 2)
 
     def forward(
         self,
@@ -86,9 +82,9 @@ class CrossAttention(nn.Module):
 def initialise_keys_values(cross: CrossAttention, attention: nn.Module, how: str) -> None:
     """Initialises `cross`'s key and value projections from the self-attention's.
 
-    "copy": key from key, value from value, as the paper means it. "scrambled": what the official code does: it
-    writes the heads as [K_0..K_n-1, V_0..V_n-1] and reads them as [K_0, V_0, K_1, V_1, ...], so that with 4 heads
-    the pairs become (K0, K1), (K2, K3), (V0, V1), (V2, V3). "random": left as drawn.
+    "copy": key from key, value from value, as the paper means it. "scrambled": what the official code does:
+    it writes the heads as [K_0..K_n-1, V_0..V_n-1] and reads them as [K_0, V_0, K_1, V_1, ...], so that
+    with 4 heads the pairs become (K0, K1), (K2, K3), (V0, V1), (V2, V3). "random": left as drawn.
     """
     if how == "random":
         return
@@ -99,9 +95,7 @@ def initialise_keys_values(cross: CrossAttention, attention: nn.Module, how: str
         if key is None:
             continue
         if how == "scrambled":
-            heads = torch.cat(
-                [key.unflatten(0, (-1, cross.head_dim)), value.unflatten(0, (-1, cross.head_dim))]
-            )
+            heads = torch.cat([key.unflatten(0, (-1, cross.head_dim)), value.unflatten(0, (-1, cross.head_dim))])
             key, value = heads[0::2].flatten(0, 1), heads[1::2].flatten(0, 1)
         getattr(cross.k_proj, name).copy_(key)
         getattr(cross.v_proj, name).copy_(value)

@@ -1,6 +1,7 @@
-"""Gates: how much of the cross-attention's output is added to the self-attention's. `attended_BNA -> gate_BN1`.
+"""Gates: how much of the cross-attention is added to the self-attention. `attended_BNA -> gate_BN1`.
 
-A is the width of all heads together. Every gate starts exactly at zero, so that a converted model equals its base.
+A is the width of all heads together. Every gate starts exactly at zero, so that a converted model equals
+its base.
 """
 
 import torch
@@ -12,7 +13,7 @@ GATES = Registry("gate")
 
 
 class Gate(nn.Module):
-    """A gate with a zero-initialised warm-up scalar (paper, section 3: the conversion changes nothing at first)."""
+    """A gate with a zero-initialised warm-up scalar (paper, section 3: conversion changes nothing)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class DynamicTanhGate(Gate):
 
 @GATES.register("static_tanh")
 class StaticTanhGate(Gate):
-    """`tanh(warmup)`: one scalar per layer, the same for every token (Flamingo, arXiv 2204.14198, section 3.1.2)."""
+    """`tanh(warmup)`: one scalar per layer, for every token (Flamingo, arXiv 2204.14198, section 3.1.2)."""
 
     def reset_parameters(self) -> None:
         """Warm-up zero."""

@@ -1,7 +1,7 @@
-"""Any Hugging Face decoder becomes hybrid: small cross-attention modules, and an attention function that calls them.
+"""Any Hugging Face decoder becomes hybrid: cross-attention modules, an attention function that calls them.
 
-Recent decoders pass unknown keyword arguments from `forward` down to the attention function, so the slow memory and
-the readers travel as arguments through unmodified decoder code.
+Recent decoders pass unknown keyword arguments from `forward` down to the attention function, so the slow
+memory and the readers travel as arguments through unmodified decoder code.
 """
 
 from collections.abc import Callable
@@ -17,21 +17,20 @@ from architectures.cross_attention import CrossAttention, SlowMemory
 from architectures.tokens import Readers
 
 SUFFIX = "_slow_fast"
-BACKENDS = ("sdpa", "flash_attention_2", "flash_attention_3")
 
 
 def hybrid_name(backend: str) -> str:
     """The registered name of `hybrid_attention(backend)`; a ValueError for a backend that has none."""
     backend = backend.removesuffix(SUFFIX)
-    if backend not in BACKENDS:
-        raise ValueError(
-            f"attn_implementation '{backend}' has no hybrid layers: choose one of {', '.join(BACKENDS)}."
-        )
+    known = AttentionInterface()
+    if backend + SUFFIX not in known:
+        allowed = ", ".join(sorted(name.removesuffix(SUFFIX) for name in known if name.endswith(SUFFIX)))
+        raise ValueError(f"attn_implementation '{backend}' has no hybrid layers: choose one of {allowed}.")
     return backend + SUFFIX
 
 
 def hybrid_attention(backend: str) -> Callable:
-    """The attention function `backend` (sdpa, flash_attention_2, ...), followed by a hybrid layer's cross-attention."""
+    """The attention function `backend` (sdpa, ...), followed by a hybrid layer's cross-attention."""
     base = AttentionInterface()[backend]
 
     def attend(
@@ -44,15 +43,9 @@ def hybrid_attention(backend: str) -> Callable:
         scaling: float,
         slow_memory: SlowMemory | None = None,
         readers: Readers | None = None,
-        later_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        # A recipe of `base` training: layers after the first may be kept from reading the video directly.
-        if later_mask is not None and module.layer_idx > 0:
-            mask = later_mask
-        attended_BLQE, weights = base(
-            module, query_BQLE, key_BKME, value_BKME, mask, scaling=scaling, **kwargs
-        )
+        attended_BLQE, weights = base(module, query_BQLE, key_BKME, value_BKME, mask, scaling=scaling, **kwargs)
         if slow_memory is None or readers is None or module.layer_idx not in slow_memory.layers:
             return attended_BLQE, weights
         key_values = slow_memory.layers[module.layer_idx]
@@ -61,15 +54,21 @@ def hybrid_attention(backend: str) -> Callable:
     return attend
 
 
-for _backend in BACKENDS:
-    AttentionInterface.register(_backend + SUFFIX, hybrid_attention(_backend))
-    AttentionMaskInterface.register(_backend + SUFFIX, AttentionMaskInterface()[_backend])
+def register_hybrid(backend: str) -> None:
+    """Files the hybrid version of a registered attention function, with its mask, under `hybrid_name(backend)`."""
+    AttentionInterface.register(backend + SUFFIX, hybrid_attention(backend))
+    AttentionMaskInterface.register(backend + SUFFIX, AttentionMaskInterface()[backend])
+
+
+for _backend in ("sdpa", "flash_attention_2", "flash_attention_3"):
+    register_hybrid(_backend)
 
 
 def make_hybrid(decoder: PreTrainedModel, layers: tuple[int, ...], gate: dict[str, Any]) -> None:
     """Attaches a `cross_attention` module to the self-attention of each of the `decoder`'s chosen `layers`.
 
-    Nothing else of the decoder changes; with the gates' warm-up at zero it computes what it did before, to the bit.
+    Nothing else of the decoder changes; with the gates' warm-up at zero it computes what it did before, to
+    the bit.
     """
     for index in layers:
         attention = decoder.layers[index].self_attn
@@ -86,7 +85,7 @@ def remember(decoder: PreTrainedModel, layers: tuple[int, ...], slow_BSD: torch.
 
 
 class SlowFastCache(DynamicCache):
-    """The decoder's cache with the slow memory beside it, so that decoding never projects slow tokens again."""
+    """The decoder's cache and, beside it, the slow memory: decoding never projects slow tokens again."""
 
     def __init__(self, config: Any):
         super().__init__(config=config)

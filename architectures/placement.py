@@ -23,7 +23,5 @@ def every(n_layers: int, n: int = 8) -> tuple[int, ...]:
 def first(n_layers: int, k: int = 1) -> tuple[int, ...]:
     """The first k layers."""
     if not 1 <= k <= n_layers:
-        raise ValueError(
-            f"placement 'first': k is {k}, must lie between 1 and the decoder's {n_layers} layers."
-        )
+        raise ValueError(f"placement 'first': k is {k}, must lie between 1 and the decoder's {n_layers} layers.")
     return tuple(range(k))

@@ -1,6 +1,6 @@
-"""From prompts and decoded frames to the model's inputs: ChatML, placeholders, padding, pixel normalisation."""
+"""From prompts and decoded frames to the model's inputs: ChatML, placeholders, padding, normalisation."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,22 +16,22 @@ VIDEO_TOKEN = "<video>"
 
 
 class SlowFastVideoProcessor(BaseVideoProcessor):
-    """Resizes and normalises frames that were sampled before; `size`, `image_mean`, `image_std` are the encoder's."""
+    """Resizes and normalises frames sampled before; `size`, `image_mean`, `image_std` are the encoder's."""
 
     resample = 3
-    size = {"height": 64, "width": 64}
-    image_mean = list(Encoder.image_mean)
-    image_std = list(Encoder.image_std)
+    size: ClassVar = {"height": 64, "width": 64}
+    image_mean: ClassVar = list(Encoder.image_mean)
+    image_std: ClassVar = list(Encoder.image_std)
     do_resize = True
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
     do_sample_frames = False
-    model_input_names = ["frames"]
+    model_input_names: ClassVar = ["frames"]
 
 
 class SlowFastProcessor(ProcessorMixin):
-    """Tokenizer and video processor of one model. `compressor` and `token_grid` say how many fast tokens to expect."""
+    """Tokenizer and video processor of a model; `compressor` and `token_grid` give its fast tokens' number."""
 
     def __init__(
         self,
@@ -77,8 +77,9 @@ class SlowFastProcessor(ProcessorMixin):
     ) -> BatchFeature:
         """Prompts and videos (`uint8 frames_THWC`, equally many frames, `times_T` in [0, 1]) to model inputs.
 
-        Returns `input_ids_BL` and `attention_mask_BL`, padded on the left, `frames_BTCHW` and `frame_times_BT`.
-        With `n_frames` in place of `videos`, text inputs only (the caller holds the encoder's features).
+        Returns `input_ids_BL` and `attention_mask_BL`, padded on the left, `frames_BTCHW` and
+        `frame_times_BT`. With `n_frames` in place of `videos`, text inputs only (the caller holds the
+        encoder's features).
         """
         if (videos is None) == (n_frames is None) or (videos is None) != (times is None):
             raise ValueError("Give either videos with their times, or n_frames.")
@@ -94,9 +95,7 @@ class SlowFastProcessor(ProcessorMixin):
         """Videos to `frames_BTCHW`, resized and normalised, and `frame_times_BT`."""
         counts = {len(video) for video in videos}
         if len(counts) != 1 or len(times) != len(videos):
-            raise ValueError(
-                f"The videos of a batch need one frame count and a time per frame, got {sorted(counts)}."
-            )
+            raise ValueError(f"The videos of a batch need one frame count and a time per frame, got {sorted(counts)}.")
         frames = [torch.as_tensor(np.asarray(video)).permute(0, 3, 1, 2) for video in videos]
         pixels = self.video_processor(videos=frames, return_tensors="pt", input_data_format="channels_first")
         frame_times = torch.stack([torch.as_tensor(np.asarray(t), dtype=torch.float32) for t in times])

@@ -1,4 +1,4 @@
-"""From the encoder's width to the decoder's, and the 2x2 pooling of the paper's section 3 ("video pooling")."""
+"""From the encoder's width to the decoder's, and the 2x2 "video pooling" of the paper's section 3."""
 
 import torch
 from torch import nn
@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 
 class Projector(nn.Sequential):
-    """`depth` linear layers with GELU between ("mlp2x_gelu" at depth 2): `[..., vision_width] -> [..., width]`."""
+    """`depth` linear layers and GELUs ("mlp2x_gelu" at depth 2): `[..., vision_width] -> [..., width]`."""
 
     def __init__(self, vision_width: int, width: int, depth: int = 2):
         if depth < 1:
@@ -23,7 +23,7 @@ def pool_grid(grid: tuple[int, int], stride: int) -> tuple[int, int]:
 
 
 def pool_space(tokens_BTHWD: torch.Tensor, stride: int) -> torch.Tensor:
-    """Averages stride x stride neighbourhoods of each frame: `(B, T, H, W, D) -> (B, T, H // s, W // s, D)`."""
+    """Averages s x s neighbourhoods of each frame: `(B, T, H, W, D) -> (B, T, H // s, W // s, D)`."""
     if stride == 1:
         return tokens_BTHWD
     B, T = tokens_BTHWD.shape[:2]

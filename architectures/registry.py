@@ -31,9 +31,10 @@ class Registry(dict[str, Callable]):
         return self[name]
 
     def build(self, spec: dict[str, Any], **context: Any) -> Any:
-        """Builds `spec = {"name": ..., option: value, ...}`; `context` is what the model supplies (widths, grids).
+        """Builds `spec = {"name": ..., option: value, ...}`; `context` is what the model supplies.
 
-        A variant takes from `context` only what its signature names. An option it does not have is a ValueError.
+        A variant takes from `context` only what its signature names. An option it does not have is a
+        ValueError.
         """
         variant, options = self._options(spec, context)
         parameters = inspect.signature(variant).parameters

@@ -1,4 +1,4 @@
-"""Scopes: which tokens of the prompt read the slow tokens. `(is_video_BL, is_padding_BL) -> reads_BL`, all boolean."""
+"""Scopes: which tokens of the prompt read the slow tokens. `(is_video_BL, is_padding_BL) -> reads_BL`."""
 
 from collections.abc import Callable
 from typing import Any
@@ -23,5 +23,5 @@ def text_only(is_video_BL: torch.Tensor, is_padding_BL: torch.Tensor) -> torch.T
 
 @SCOPES.register("all_tokens")
 def all_tokens(is_video_BL: torch.Tensor, is_padding_BL: torch.Tensor) -> torch.Tensor:
-    """Text and fast tokens alike ("vanilla" in the official code); costs 3 times the text-only overhead at 7B."""
+    """Text and fast tokens alike ("vanilla" in the official code); 3 times the text-only overhead at 7B."""
     return ~is_padding_BL

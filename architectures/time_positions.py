@@ -15,7 +15,7 @@ TIME_POSITIONS = Registry("time position")
 
 @TIME_POSITIONS.register("none")
 class NoTimePosition(nn.Module):
-    """Adds nothing (the official model: fast tokens are ordered by rotary positions, slow tokens not at all)."""
+    """Adds nothing (the official model: rotary positions order the fast tokens, nothing the slow ones)."""
 
     def __init__(self, width: int):
         super().__init__()

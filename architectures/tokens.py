@@ -16,7 +16,7 @@ import torch
 
 @dataclass(frozen=True)
 class VideoTokens:
-    """What the decoder gets of a video: `fast_BFD` in its sequence, `slow_BSD` beside it (None: no slow path)."""
+    """A video for the decoder: `fast_BFD` in its sequence, `slow_BSD` beside it (None: no slow path)."""
 
     fast_BFD: torch.Tensor
     slow_BSD: torch.Tensor | None
@@ -24,7 +24,7 @@ class VideoTokens:
 
 @dataclass(frozen=True)
 class Readers:
-    """The tokens of a sequence that read the slow tokens: their places `index_BN`, and which of those are real.
+    """The tokens of a sequence that read the slow tokens: their places `index_BN`, and which are real.
 
     `valid_BN` is None when no row was padded. Gathering the readers first keeps visual queries, most of the
     sequence, out of cross-attention's cost.

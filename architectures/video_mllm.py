@@ -1,16 +1,16 @@
 """The whole path of a video, from frames to an answer.
 
-    frames_BTCHW --encoder--> features_BTPV --projector, pooling--> tokens_BTHWD --+-- as they are ----> slow_BSD
-                                                                                  |                       |
+    frames_BTCHW --encoder--> features_BTPV --projector, pooling--> tokens_BTHWD --+-- as they are --> slow_BSD
+                                                                                  |                     |
                                                                                   +--compressor--> fast_BFD
-                                                                                                     |    |
-    text + placeholders --embedding--> embeds_BLD --fast tokens spliced in--> decoder, whose hybrid layers let
-                                                                              text read the slow tokens --> answer
+                                                                                                      | |
+    text + placeholders --embedding--> embeds_BLD --fast tokens spliced in--> decoder, whose hybrid layers
+                                                                   let text read the slow tokens --> answer
 
 The self-attention baseline is the same class: placement "none", compressor "identity".
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
@@ -39,7 +39,7 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
-    _tied_weights_keys = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
+    _tied_weights_keys: ClassVar = {"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"}
 
     def __init__(self, config: SlowFastConfig):
         super().__init__(config)
@@ -47,10 +47,7 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         self.encoder = ENCODERS.build(config.vision)
         self.projector = Projector(self.encoder.width, width, config.projector_depth)
         self.time_positions = torch.nn.ModuleDict(  # by name: equal names share their weights
-            {
-                spec["name"]: TIME_POSITIONS.build(spec, width=width)
-                for spec in (config.fast_time, config.slow_time)
-            }
+            {spec["name"]: TIME_POSITIONS.build(spec, width=width) for spec in (config.fast_time, config.slow_time)}
         )
         self.compressor = COMPRESSORS.build(config.compressor, width=width)
         self.language_model = AutoModelForCausalLM.from_config(
@@ -66,7 +63,7 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ---------------------------------------------------------------------------------- the path of a video
 
     def encode_video(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
-        """Frames to encoder features, `features_BTPV`: what can be computed once and kept when the encoder is frozen."""
+        """Frames to encoder features, `features_BTPV`, which can be kept while the encoder is frozen."""
         return self.encoder(frames_BTCHW.to(self.dtype))
 
     def watch(self, features_BTPV: torch.Tensor) -> torch.Tensor:
@@ -75,7 +72,7 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return pool_space(tokens_BTPD.unflatten(2, self.encoder.grid), self.config.video_pooling)
 
     def fast_and_slow(self, tokens_BTHWD: torch.Tensor, times_BT: torch.Tensor) -> VideoTokens:
-        """The two streams: compressed, and (if a layer reads them) as they are; each with its time position."""
+        """The two streams: compressed, and (if a layer reads them) as they are, each with its time."""
         fast_BFD = self.compressor(tokens_BTHWD + self.time_of(times_BT, self.config.fast_time))
         if not self.hybrid_layers:
             return VideoTokens(fast_BFD, None)
@@ -98,12 +95,10 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         """Raises ValueError unless the prompts hold a placeholder for each of the `given` fast tokens."""
         wanted = int((input_ids_BL == self.config.video_token_id).sum())
         if wanted != given:
-            raise ValueError(
-                f"The prompts hold {wanted} video placeholders, but the videos make {given} fast tokens."
-            )
+            raise ValueError(f"The prompts hold {wanted} video placeholders, but the videos make {given} fast tokens.")
 
     def cache(self, past_key_values: Cache | None, use_cache: bool | None) -> SlowFastCache | None:
-        """The cache to use: the given one, or a new one where the decoder would make one that forgets slow tokens."""
+        """The given cache, or a new one where the decoder would make one that forgets slow tokens."""
         if past_key_values is None:
             wanted = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
             return SlowFastCache(self.config.text_config) if wanted and not self.training else None
@@ -131,10 +126,10 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     ) -> CausalLMOutputWithPast:
         """Logits (and the loss of `labels_BL`, shifted as usual) of prompts with videos.
 
-        `input_ids_BL` holds a placeholder per fast token. A video comes as `frames_BTCHW` (normalised) or as the
-        encoder's `features_BTPV`, with `frame_times_BT` in [0, 1]; without any, decoding goes on from the cache.
-        `slow_features_BTPV` takes the slow tokens from another video than the fast ones (a control). Raises
-        ValueError when placeholders and fast tokens differ in number.
+        `input_ids_BL` holds a placeholder per fast token. A video comes as `frames_BTCHW` (normalised) or
+        as the encoder's `features_BTPV`, with `frame_times_BT` in [0, 1]; without any, decoding goes on
+        from the cache. `slow_features_BTPV` takes the slow tokens from another video than the fast ones (a
+        control). Raises ValueError when placeholders and fast tokens differ in number.
         """
         decoder = self.language_model.model
         past_key_values = self.cache(past_key_values, use_cache)
@@ -172,13 +167,11 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
 
     def readers(self, input_ids_BL: torch.Tensor, prefill: bool) -> Readers | None:
-        """Which tokens read the slow ones: the scope's of a prompt; of generated tokens all, or (official) none."""
+        """Which tokens read the slow ones: a prompt's by scope; generated ones all, or (official) none."""
         if not prefill:
             if not self.config.generated_read_slow:
                 return None
-            return Readers(
-                torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL)
-            )
+            return Readers(torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL))
         padding = self.config.pad_token_id
         is_padding_BL = torch.zeros_like(input_ids_BL, dtype=torch.bool)
         if padding is not None:
@@ -188,7 +181,7 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     # ------------------------------------------------------------------------------------------- generation
 
     def generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As Hugging Face's `generate`, with a cache that keeps the slow memory beside the self-attention's."""
+        """As Hugging Face's `generate`, with a cache that keeps the slow memory too."""
         if kwargs.get("use_cache", True) and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = SlowFastCache(self.config.text_config)
         return super().generate(*args, **kwargs)
@@ -201,16 +194,14 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
                 inputs.pop(name, None)
         return inputs
 
-    # ------------------------------------------------------------------------------------- variants of a model
+    # ------------------------------------------------------------------------------------ variants of a model
 
     @classmethod
-    def from_base(
-        cls, base: "SlowFastForConditionalGeneration", **changes: Any
-    ) -> "SlowFastForConditionalGeneration":
+    def from_base(cls, base: "SlowFastForConditionalGeneration", **changes: Any) -> "SlowFastForConditionalGeneration":
         """A variant that starts from a trained `base`: its weights, `changes` to its configuration.
 
-        New cross-attention keys and values are initialised by `kv_init`; time positions and compressors may be
-        new. Any other weight that the base lacks, or that the variant has no place for, is a ValueError.
+        New cross-attention keys and values are initialised by `kv_init`; time positions and compressors may
+        be new. Any other weight that the base lacks, or that the variant has no place for, is a ValueError.
         """
         config = SlowFastConfig.from_dict({**base.config.to_dict(), **changes})
         variant = cls(config)

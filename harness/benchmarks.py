@@ -91,21 +91,15 @@ class Benchmark:
         """
         values_N = np.asarray(values, float)
         if len(values_N) == 0 or len(values_N) != len(categories):
-            raise ValueError(
-                f"{self.name}: {len(values_N)} values for {len(categories)} categories: give one of each"
-            )
+            raise ValueError(f"{self.name}: {len(values_N)} values for {len(categories)} categories: give one of each")
         if self.aggregation == "samples":
             return 100 * float(values_N.mean())
         categories_N = np.asarray(categories, str)
         unknown = sorted(set(categories_N.tolist()) - set(self.categories))
         if unknown:
-            raise ValueError(
-                f"{self.name} has no category {unknown[0]!r}: use one of {', '.join(self.categories)}"
-            )
+            raise ValueError(f"{self.name} has no category {unknown[0]!r}: use one of {', '.join(self.categories)}")
         present = set(categories_N.tolist())
-        means = [
-            values_N[categories_N == name].mean() if name in present else 0.0 for name in self.categories
-        ]
+        means = [values_N[categories_N == name].mean() if name in present else 0.0 for name in self.categories]
         return 100 * float(np.mean(means))
 
     def chance(self, n_options: Sequence[int], categories: Sequence[str]) -> float:

@@ -77,9 +77,7 @@ def _parse(text: str) -> Override:
     if override.is_add() or override.is_delete() or override.package is not None:
         raise UserError(f"'{text}': settings can be changed, not added, removed or moved; write KEY=VALUE")
     if override.is_sweep_override():
-        raise UserError(
-            f"'{text}' gives several values: give one, or a list in brackets as in base_seeds=[0,1]"
-        )
+        raise UserError(f"'{text}' gives several values: give one, or a list in brackets as in base_seeds=[0,1]")
     return override
 
 
@@ -130,9 +128,7 @@ def _check_value(text: str, key: str, before: DictConfig, after: DictConfig) -> 
     if hint is None:
         hint = float | None if example is None or value is None else type(example)
     if not _fits(value, hint):
-        raise UserError(
-            f"{text}: {key} takes {_in_words(hint)}, not {'null' if value is None else repr(value)}"
-        )
+        raise UserError(f"{text}: {key} takes {_in_words(hint)}, not {'null' if value is None else repr(value)}")
 
 
 def _plain(config: DictConfig, key: str) -> Any:

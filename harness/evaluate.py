@@ -117,14 +117,10 @@ def run_tasks(model: Any, suite: Path) -> dict[str, Any]:
         for task in benchmark.tasks
     ]
     # No bootstrap: intervals are computed from the samples. One thread: the parsers share `random`.
-    return simple_evaluate(
-        model, tasks=tasks, task_manager=manager, bootstrap_iters=0, process_docs_parallel=1
-    )
+    return simple_evaluate(model, tasks=tasks, task_manager=manager, bootstrap_iters=0, process_docs_parallel=1)
 
 
-def command_line(
-    checkpoint: Path, suite: Path, frames: int, control: str = "none", batch_size: int = 32
-) -> str:
+def command_line(checkpoint: Path, suite: Path, frames: int, control: str = "none", batch_size: int = 32) -> str:
     """The shell command with which lmms-eval's own command line computes the same numbers."""
     groups = [b.tasks[0] if len(b.tasks) == 1 else b.name for b in BENCHMARKS.values()]
     arguments = f"pretrained={checkpoint.resolve()},frames={frames}"
@@ -181,9 +177,7 @@ def _samples(index: pd.DataFrame, results: dict[str, Any], entries: dict) -> pd.
     }
     keys = list(zip(index["task"], index["doc_id"].astype(int), strict=True))
     if set(keys) != set(correct):
-        raise RuntimeError(
-            f"lmms-eval scored {len(correct)} questions, the suite has {len(keys)}: not the same"
-        )
+        raise RuntimeError(f"lmms-eval scored {len(correct)} questions, the suite has {len(keys)}: not the same")
     answered = pd.DataFrame(
         {
             "prediction": [entries[key].letter for key in keys],

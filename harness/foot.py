@@ -29,6 +29,10 @@ SCOPES = (
     "vision tower (ConvNeXt-XXLarge, 576 px, every frame), projector and compressor. Overheads (+%): against "
     f"{BASELINE[0]} at {BASELINE[1]} frames."
 )
+NO_BASELINE = (
+    f"Gains and overheads are empty: {BASELINE[0]} at {BASELINE[1]} frames, which they are relative to, is not "
+    "among the rows."
+)
 LATENCY = (
     "prefill ms, ms per token: median wall time of the mini model's prefill and of one further token, one "
     "video at a time, all architectures interleaved, on this machine."
@@ -50,11 +54,17 @@ def foot(rows: pd.DataFrame, samples: pd.DataFrame) -> list[str]:
         GAIN,
         FLOPS,
         SCOPES,
+        *([] if has_baseline(rows) else [NO_BASELINE]),
         LATENCY,
         *made_lines(rows),
         *failure_lines(samples),
         *disclosure_lines(rows),
     ]
+
+
+def has_baseline(rows: pd.DataFrame) -> bool:
+    """Whether the row is there that gains and overheads are relative to."""
+    return bool((rows["architecture"].eq(BASELINE[0]) & rows["frames"].eq(BASELINE[1])).any())
 
 
 def controls_foot(rows: pd.DataFrame, samples: pd.DataFrame) -> list[str]:
@@ -137,10 +147,7 @@ def _whose(some: pd.DataFrame, rows: pd.DataFrame) -> str:
         values = _unique(some[column])
         if len(some) == rows[column].isin(values).sum():
             return f"{title} {_and(values)}".strip()
-    return _and(
-        f"{row.architecture} @{row.frames} (base seed {row.base_seed})"
-        for row in some.itertuples(index=False)
-    )
+    return _and(f"{row.architecture} @{row.frames} (base seed {row.base_seed})" for row in some.itertuples(index=False))
 
 
 def _commits(rows: pd.DataFrame) -> Iterable[str]:

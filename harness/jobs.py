@@ -146,9 +146,7 @@ def _hand_out(run: Run, workers: list[Worker], order: list[str]) -> bool:
     for worker in workers:
         if worker.attempt is not None:
             continue
-        ready = (
-            n for n in order if n in run.waiting and set(run.attempts[n].stage.needs.values()) <= run.done
-        )
+        ready = (n for n in order if n in run.waiting and set(run.attempts[n].stage.needs.values()) <= run.done)
         name = next(ready, None)
         if name is None:
             break
@@ -170,11 +168,7 @@ def _listen(run: Run, workers: list[Worker]) -> None:
             worker.process.join()
             if worker.attempt is not None:
                 code = worker.process.exitcode
-                died = (
-                    f"its process was killed by signal {-code}"
-                    if code < 0
-                    else f"its process ended with {code}"
-                )
+                died = f"its process was killed by signal {-code}" if code < 0 else f"its process ended with {code}"
                 _end(run, Outcome(worker.attempt.stage.name, f"{died}; out of memory?"))
             workers[number] = _start_worker()
             continue
@@ -247,9 +241,7 @@ def _start_worker() -> Worker:
 
 def _work(pipe: connection.Connection) -> None:
     """A worker's life: take an attempt, run it, report, until the pipe ends."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the main process's to handle: it ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle: it ends the workers
     exit_with_parent()
     lock = threading.Lock()  # a stage may report from several threads
 

@@ -128,6 +128,4 @@ def _entry(path: Path, number: int, record: dict) -> Entry:
     try:
         return Entry(**record)
     except TypeError as error:  # fields are missing, or strange ones there
-        raise UserError(
-            f"{path}, line {number} is no journal entry; delete the file to start over"
-        ) from error
+        raise UserError(f"{path}, line {number} is no journal entry; delete the file to start over") from error

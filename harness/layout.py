@@ -123,9 +123,7 @@ def controls_block(table: pd.DataFrame) -> Block:
     """Paired differences, one line per control."""
     names = ["as trained" if control == "none" else control for control in table["control"]]
     if table["architecture"].nunique() > 1:
-        names = [
-            f"{architecture}, {name}" for architecture, name in zip(table["architecture"], names, strict=True)
-        ]
+        names = [f"{architecture}, {name}" for architecture, name in zip(table["architecture"], names, strict=True)]
     p = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_largest"]]
     return Block(
         "Percentage points gained over the compressor alone, with 95% intervals",

@@ -59,9 +59,7 @@ def key_of(request: Instance) -> Key:
     return request.args[4], request.args[3]
 
 
-def read_questions(
-    requests: Sequence[Instance], datasets: Datasets, other_video: bool = False
-) -> dict[Key, Question]:
+def read_questions(requests: Sequence[Instance], datasets: Datasets, other_video: bool = False) -> dict[Key, Question]:
     """The questions in lmms-eval's requests; one that is repeated (to pad a process's share) counts once.
 
     With `other_video`, each also gets the next of its benchmark's videos: see `_derangement`.
@@ -133,9 +131,7 @@ def _question(request: Instance, datasets: Datasets, next_video: Mapping[Path, P
 def _derangement(requests: Sequence[Instance], datasets: Datasets) -> dict[Path, Path]:
     """For each video of a benchmark's tasks, asked about or not, the next in sorted order (cyclic)."""
     videos: dict[str, set[Path]] = {}
-    for _, _, doc_to_visual, _, task, split in {
-        request.args[4]: request.args for request in requests
-    }.values():
+    for _, _, doc_to_visual, _, task, split in {request.args[4]: request.args for request in requests}.values():
         found = {_video(doc_to_visual, doc, task)[0] for doc in datasets[task][split]}
         videos.setdefault(benchmark_of_task(task).name, set()).update(found)
     next_video: dict[Path, Path] = {}

@@ -108,9 +108,7 @@ class Progress:
         self.send(Event(key, "start", name, total, done, share, expected_s, self.stage))
         return Bar(self.send, key, total, stage=self.stage, done=done)
 
-    def track(
-        self, items: Iterable[Item], name: str, total: float | None = None, share: float = 1.0
-    ) -> Iterator[Item]:
+    def track(self, items: Iterable[Item], name: str, total: float | None = None, share: float = 1.0) -> Iterator[Item]:
         """Yield `items` while a bar counts them; `total` is needed where `items` has no length."""
         if total is None:
             if not isinstance(items, Sized):
@@ -243,13 +241,9 @@ class Display:
 
     def _start(self, event: Event) -> None:
         name = f"{event.stage}: {event.name}" if event.stage else event.name
-        counter = Counter(
-            name, event.total, event.share, event.stage, event.amount, event.amount, event.expected_s
-        )
+        counter = Counter(name, event.total, event.share, event.stage, event.amount, event.amount, event.expected_s)
         self.counters[event.bar] = counter
-        self.rows[event.bar] = self.bars.add_task(
-            name, total=event.total, completed=event.amount, counter=counter
-        )
+        self.rows[event.bar] = self.bars.add_task(name, total=event.total, completed=event.amount, counter=counter)
 
     def _advance(self, event: Event) -> None:
         counter = self.counters[event.bar]
@@ -264,9 +258,7 @@ class Display:
         open_bars = [counter for counter in self.counters.values() if not counter.finished]
         if open_bars:
             self.spoken_at = now
-            self._print(
-                " | ".join(f"{c.name} {c.fraction():.0%} ({clock(c.seconds_left())} left)" for c in open_bars)
-            )
+            self._print(" | ".join(f"{c.name} {c.fraction():.0%} ({clock(c.seconds_left())} left)" for c in open_bars))
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)

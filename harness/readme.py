@@ -47,7 +47,11 @@ def controls_block(table: pd.DataFrame) -> str:
     }
     header = ["`slow_fast` at 128 frames", "average minus `compressor_only`", "95% interval"]
     lines = [
-        [what[row["control"]], f"{row['average']:+.1f}", f"{row['average_lo']:+.1f} to {row['average_hi']:+.1f}"]
+        [
+            what[row["control"]],
+            f"{row['average']:+.1f}",
+            f"{row['average_lo']:+.1f} to {row['average_hi']:+.1f}",
+        ]
         for row in table.to_dict("records")
     ]
     return _markdown(header, lines)

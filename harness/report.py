@@ -79,18 +79,14 @@ def main_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
 
 def seed_table(rows: pd.DataFrame) -> pd.DataFrame:
     """Each base seed's own average: columns architecture, frames, then one per base seed."""
-    averages = _without_controls(rows).pivot(
-        index=["architecture", "frames"], columns="base_seed", values="average"
-    )
+    averages = _without_controls(rows).pivot(index=["architecture", "frames"], columns="base_seed", values="average")
     ordered = [setting for setting, _ in _in_order(_without_controls(rows))]
     return averages.loc[ordered].reset_index().rename_axis(columns=None)
 
 
 def family_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Percent right per kind of event, over all benchmarks: columns architecture, frames, then families."""
-    shares = (
-        _without_controls(samples).groupby(["architecture", "frames", "family"])["correct"].mean().mul(100)
-    )
+    shares = _without_controls(samples).groupby(["architecture", "frames", "family"])["correct"].mean().mul(100)
     ordered = [setting for setting, _ in _in_order(_without_controls(rows))]
     return shares.unstack("family").loc[ordered].reset_index().rename_axis(columns=None)
 
@@ -161,9 +157,7 @@ def write_controls_table(
 def _write(stem: Path, table: pd.DataFrame, blocks, title: str, lines: list[str], console: Console | None):
     write_text(
         stem.with_suffix(".csv"),
-        table.round({name: 4 for name in table if name != "p_largest"}).to_csv(
-            index=False, lineterminator="\n"
-        ),
+        table.round({name: 4 for name in table if name != "p_largest"}).to_csv(index=False, lineterminator="\n"),
     )
     write_text(stem.with_suffix(".md"), layout.markdown(blocks, title, lines))
     write_text(stem.with_suffix(".tex"), layout.latex(blocks, title, lines, label=stem.name))

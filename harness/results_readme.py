@@ -42,9 +42,7 @@ CONTROLS_COLUMNS = {
 
 def text() -> str:
     """The whole of results/README.md."""
-    fields = [
-        (f"`{name}`", _type(field.annotation), field.description) for name, field in Row.model_fields.items()
-    ]
+    fields = [(f"`{name}`", _type(field.annotation), field.description) for name, field in Row.model_fields.items()]
     return "\n".join(
         [
             INTRODUCTION,
@@ -79,9 +77,7 @@ def _table(heads: list[str], rows: Iterable[tuple[str, ...]]) -> str:
 
 def _type(annotation: type) -> str:
     """An annotation as a reader of the JSON knows it."""
-    spelt = (
-        annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else ""
-    )
+    spelt = annotation.__name__ if isinstance(annotation, type) and not hasattr(annotation, "__args__") else ""
     named = spelt or str(annotation).replace("typing.", "").replace("harness.rows.", "")
     return named.replace("NoneType", "null").replace("None", "null").replace("|", "or")
 

@@ -97,21 +97,15 @@ class Row(BaseModel):
     decode_ms_per_token: float = Field(ge=0, description="median time of one further token, ms")
     decode_ms_quartiles: list[float] = Field(description="first and third quartile of `decode_ms_per_token`")
     timings: dict[str, float] = Field(description="stage -> seconds it took; shared stages count once")
-    disclosures: list[str] = Field(
-        description="what a reader must know of the recipe; printed under the table"
-    )
+    disclosures: list[str] = Field(description="what a reader must know of the recipe; printed under the table")
     samples: str = Field(description="file with the row's samples, beside this one")
 
     @model_validator(mode="after")
     def _adds_up(self) -> "Row":
         if sum(self.failure_kinds.values()) != self.failures:
-            raise ValueError(
-                f"failure_kinds add up to {sum(self.failure_kinds.values())}, not {self.failures}"
-            )
+            raise ValueError(f"failure_kinds add up to {sum(self.failure_kinds.values())}, not {self.failures}")
         if self.failures + self.unparsed > self.n_samples:
-            raise ValueError(
-                f"{self.failures} failures + {self.unparsed} unparsed > {self.n_samples} samples"
-            )
+            raise ValueError(f"{self.failures} failures + {self.unparsed} unparsed > {self.n_samples} samples")
         outside = {name: score for name, score in self.scores.items() if not 0 <= score <= 100}
         if outside:
             raise ValueError(f"scores must lie in 0-100, got {outside}")
@@ -226,9 +220,7 @@ def tag_samples(row: Row, samples: pd.DataFrame) -> pd.DataFrame:
     """An evaluation's samples with the row's `KEYS` before them and the columns of `SAMPLE_COLUMNS` only."""
     missing = set(SAMPLE_COLUMNS) - set(KEYS) - set(samples.columns)
     if missing:
-        raise UserError(
-            f"the samples of {row.architecture} @ {row.frames} lack {', '.join(sorted(missing))}."
-        )
+        raise UserError(f"the samples of {row.architecture} @ {row.frames} lack {', '.join(sorted(missing))}.")
     tagged = samples.assign(**{key: getattr(row, key) for key in KEYS})[list(SAMPLE_COLUMNS)]
     texts = [name for name in SAMPLE_COLUMNS if name not in ("frames", "base_seed", "n_options", "correct")]
     texts.remove("doc_id")

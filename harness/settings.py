@@ -45,9 +45,7 @@ class Settings:
     task: str | None = setting("its lmms-eval task, where the benchmark has several; null: the first")
     sample: int = setting("row in the task's table", least=0)
 
-    jobs: int | None = setting(
-        "processes; null: what cores and memory allow; 0: none, for a debugger", least=0
-    )
+    jobs: int | None = setting("processes; null: what cores and memory allow; 0: none, for a debugger", least=0)
     runs_dir: str = setting("where trained and measured things go")
     results_dir: str = setting("where rows, tables and figures go")
     output: str | None = setting("file or folder of a verb that writes one; null: a place of its own")

@@ -45,9 +45,7 @@ class Scores:
         return self.settings.index(setting)
 
 
-def resample(
-    samples: pd.DataFrame, category_means: Collection[str], draws: int = DRAWS, seed: int = 0
-) -> Scores:
+def resample(samples: pd.DataFrame, category_means: Collection[str], draws: int = DRAWS, seed: int = 0) -> Scores:
     """Score every setting in `samples`, and score it again for `draws` draws of videos.
 
     samples: columns SETTING, QUESTION, base_seed, video, category, correct (see rows.SAMPLE_COLUMNS).

@@ -80,9 +80,7 @@ class Plan:
             name: compose([*typed, f"architecture={name}"]) for name in {cell.architecture for cell in cells}
         }
         variant = [text for text in typed if group_of(text) in VARIANT_GROUPS]
-        self.at_7b = {
-            name: compose([*variant, *PAPER, f"architecture={name}"]) for name in self.of_architecture
-        }
+        self.at_7b = {name: compose([*variant, *PAPER, f"architecture={name}"]) for name in self.of_architecture}
         others = [text for text in typed if text not in variant]
         self.base_settings = compose([*others, "architecture=self_attention"])
         for cell in cells:

@@ -10,9 +10,7 @@ from harness.paths import write_text
 from harness.progress import Progress
 
 
-def suite_stage(
-    out: Path, progress: Progress, seed: int, sizes: str, suite: str | None, state: str | None
-) -> None:
+def suite_stage(out: Path, progress: Progress, seed: int, sizes: str, suite: str | None, state: str | None) -> None:
     """Makes the suite in the cache, or finds it; `suite.json` is a copy of its description.
 
     `state` stands for what is in the named folder: another state makes this another stage.

@@ -48,9 +48,7 @@ def uniform_indices(total: int, frames: int) -> np.ndarray:
     Raises ValueError unless both are at least 1. A single frame is the first.
     """
     if total < 1 or frames < 1:
-        raise ValueError(
-            f"uniform_indices needs at least one frame of each, not total={total}, frames={frames}"
-        )
+        raise ValueError(f"uniform_indices needs at least one frame of each, not total={total}, frames={frames}")
     return np.linspace(0, total - 1, frames).round().astype(np.int64)
 
 
@@ -71,9 +69,7 @@ def read_frames(path: str | Path, frames: int) -> Decoded:
         times_T = (indices_T / max(int(indices_T[-1]), 1)).astype(np.float32)
         return Decoded(_decode(path, wanted)[row_T], times_T, indices_T)
     except av.FFmpegError as error:
-        raise VideoError(
-            f"{path}: not a readable video, or truncated ({error.strerror}); restore it"
-        ) from error
+        raise VideoError(f"{path}: not a readable video, or truncated ({error.strerror}); restore it") from error
 
 
 def count_frames(path: Path) -> int:
@@ -165,6 +161,4 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
 
 
 def _truncated(path: Path, decodable: int, promised: int) -> VideoError:
-    return VideoError(
-        f"{path}: truncated, only {decodable} of {promised} frames can be decoded; restore the file"
-    )
+    return VideoError(f"{path}: truncated, only {decodable} of {promised} frames can be decoded; restore the file")

@@ -19,9 +19,7 @@ FRAMES = 20
 @functools.cache
 def tokenizer() -> PreTrainedTokenizerFast:
     """A vocabulary of a few dozen words."""
-    return build_tokenizer(
-        ["red green blue yellow one two three left right up down What colour is the ball"], []
-    )
+    return build_tokenizer(["red green blue yellow one two three left right up down What colour is the ball"], [])
 
 
 def small_config(*overrides: str, **changes: Any) -> SlowFastConfig:

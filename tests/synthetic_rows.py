@@ -59,8 +59,7 @@ def questions(shape: dict = SHAPE, seed: int = 0) -> pd.DataFrame:
                     "category": [categories[c] for c in category],
                     "family": [FAMILIES[(c + n) % 5] for n, c in enumerate(category)],
                     "n_options": random.choice(BENCHMARKS[name].option_counts, asked),
-                    "difficulty": np.repeat(random.normal(0, 0.5, videos), per_video)
-                    + random.normal(0, 0.8, asked),
+                    "difficulty": np.repeat(random.normal(0, 0.5, videos), per_video) + random.normal(0, 0.8, asked),
                 }
             )
         )

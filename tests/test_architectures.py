@@ -36,9 +36,7 @@ REGISTRIES = [COMPRESSORS, ENCODERS, GATES, PLACEMENTS, SCOPES, TIME_POSITIONS]
 
 
 @pytest.mark.parametrize("overrides", every_combination(), ids=" ".join)
-def test_every_combination_runs_learns_answers_and_is_saved(
-    overrides: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_every_combination_runs_learns_answers_and_is_saved(overrides: tuple[str, ...], tmp_path: Path) -> None:
     model = small_model(*overrides)
     T = 2 if overrides[0] == "compressor=identity" else FRAMES
     ids = prompt(model, frames=T)
@@ -144,9 +142,7 @@ def test_sample_and_average_is_its_plain_loop(s: int, t: int, p: int) -> None:
     tokens_BTHWD = torch.randn(1, 70, 3, 5, 2, generator=torch.Generator().manual_seed(0))
     for T in range(1, 71):
         fast_BFD = compressor(tokens_BTHWD[:, :T])
-        torch.testing.assert_close(
-            fast_BFD[0], torch.tensor(sampled_and_averaged(tokens_BTHWD[0, :T], s, t, p))
-        )
+        torch.testing.assert_close(fast_BFD[0], torch.tensor(sampled_and_averaged(tokens_BTHWD[0, :T], s, t, p)))
         assert fast_BFD.shape[1] == compressor.n_tokens(T, 3, 5)
 
 
@@ -177,9 +173,7 @@ def test_placeholders_and_fast_tokens_must_match() -> None:
     model = small_model()
     inputs = {"input_ids": prompt(model), **video(model)}
     wanted = model.fast_token_count(FRAMES)
-    inputs["input_ids"] = torch.cat(
-        [inputs["input_ids"], torch.full((1, 3), model.config.video_token_id)], dim=1
-    )
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.full((1, 3), model.config.video_token_id)], dim=1)
     counts = f"hold {wanted + 3} video placeholders, but the videos make {wanted} fast tokens"
     with pytest.raises(ValueError, match=counts):
         model(**inputs)
@@ -202,9 +196,7 @@ def test_an_unknown_option_lists_the_known_ones() -> None:
         PLACEMENTS.build({"name": "every", "m": 2}, n_layers=4)
     with pytest.raises(ValueError, match=r"^placement 'every' has no option 'n_layers'"):
         PLACEMENTS.build({"name": "every", "n_layers": 2}, n_layers=4)
-    with pytest.raises(
-        ValueError, match=r"^scope 'text_only' has no option 'after': its options are none\.$"
-    ):
+    with pytest.raises(ValueError, match=r"^scope 'text_only' has no option 'after': its options are none\.$"):
         scope_of({"name": "text_only", "after": 3})
 
 
@@ -223,7 +215,7 @@ def test_a_name_is_given_once() -> None:
         ({"compressor": {"name": "adaptive_average", "fast_frames": 0}}, "fast_frames is 0"),
         ({"compressor": {"name": "sample_and_average", "sample_stride": 2}}, "give both"),
         ({"compressor": {"name": "sample_and_average", "space_stride": 0}}, "space_stride is 0"),
-        ({"attn_implementation": "eager"}, "'eager' has no hybrid layers: choose one of sdpa"),
+        ({"attn_implementation": "eager"}, "'eager' has no hybrid layers: choose one of .*sdpa"),
     ],
     ids=str,
 )

@@ -77,9 +77,7 @@ def test_every_setting_has_a_shipped_value_and_every_choice_composes() -> None:
         ("seed=1,2", "'seed=1,2' gives several values"),
     ],
 )
-def test_a_mistake_is_one_sentence_that_lists_what_is_allowed(
-    conf: Path, override: str, sentence: str
-) -> None:
+def test_a_mistake_is_one_sentence_that_lists_what_is_allowed(conf: Path, override: str, sentence: str) -> None:
     with pytest.raises(UserError) as mistake:
         compose([override], conf)
     assert sentence in str(mistake.value)
@@ -108,9 +106,7 @@ def test_a_mistake_on_the_command_line_is_one_line_and_exit_code_2(
     arguments: list[str], complaint: str, tmp_path: Path
 ) -> None:
     """As a person meets it, from any folder."""
-    done = subprocess.run(
-        [sys.executable, "-m", "harness", *arguments], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-m", "harness", *arguments], cwd=tmp_path, capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(complaint)
     assert done.stderr.count("\n") == 1
@@ -155,21 +151,14 @@ def test_over_one_percent_of_failures_is_too_many() -> None:
     from harness.commands import complain_of
 
     complain_of(1, 100, ["a.mp4"])
-    with pytest.raises(
-        TooManyFailures, match=r"2 of 100 samples failed.*: a.mp4, b.mp4; everything is written"
-    ):
+    with pytest.raises(TooManyFailures, match=r"2 of 100 samples failed.*: a.mp4, b.mp4; everything is written"):
         complain_of(2, 100, ["a.mp4", "b.mp4"])
 
 
-def test_the_contact_sheet_of_a_sample_is_a_picture(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_contact_sheet_of_a_sample_is_a_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from PIL import Image
 
     out = tmp_path / "sheet.png"
-    assert (
-        cli.main(["contact-sheet", "scale=smoke", "jobs=1", "benchmark=mlvu", "sample=3", f"output={out}"])
-        == 0
-    )
+    assert cli.main(["contact-sheet", "scale=smoke", "jobs=1", "benchmark=mlvu", "sample=3", f"output={out}"]) == 0
     assert capsys.readouterr().out == f"{out}\n"
     assert min(Image.open(out).size) > 400

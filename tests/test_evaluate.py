@@ -135,9 +135,7 @@ evaluate(checkpoint, suite, out, 8)
 """
 
 
-def test_kill_9_loses_nothing_that_was_answered(
-    done: tuple[Path, Evaluation], tmp_path: Path, asked: list
-) -> None:
+def test_kill_9_loses_nothing_that_was_answered(done: tuple[Path, Evaluation], tmp_path: Path, asked: list) -> None:
     arguments = [str(path) for path in (tiny_checkpoint(), small_suite(), tmp_path)]
     killed = subprocess.run([sys.executable, "-c", DIES, *arguments], capture_output=True, text=True)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
@@ -165,9 +163,7 @@ def broken(tmp_path: Path) -> Path:
     return suite
 
 
-def test_broken_videos_are_counted_named_and_wrong(
-    done: tuple[Path, Evaluation], broken: Path, tmp_path: Path
-) -> None:
+def test_broken_videos_are_counted_named_and_wrong(done: tuple[Path, Evaluation], broken: Path, tmp_path: Path) -> None:
     evaluation = run(tmp_path / "out", suite=broken)
     samples, whole = evaluation.samples, done[1].samples
     assert len(samples) == len(whole)  # nothing is dropped from the denominator
@@ -200,9 +196,7 @@ def test_unparsed_answers_are_no_failures(done: tuple[Path, Evaluation]) -> None
     assert len(evaluation.failed) == kinds["empty answer"]
 
 
-def test_lmms_evals_command_line_gives_the_same_numbers(
-    done: tuple[Path, Evaluation], tmp_path: Path
-) -> None:
+def test_lmms_evals_command_line_gives_the_same_numbers(done: tuple[Path, Evaluation], tmp_path: Path) -> None:
     """The very command that the harness prints, in a shell, with files to read the numbers from."""
     command = command_line(tiny_checkpoint(), small_suite(), FRAMES)
     command = command.replace(" python -m ", f" {sys.executable} -m ") + f" --output_path {tmp_path}"

@@ -47,9 +47,7 @@ def test_slow_keys_are_projected_once_per_video(monkeypatch: pytest.MonkeyPatch)
     model = small_model()
     calls = []
     project = CrossAttention.keys_values
-    monkeypatch.setattr(
-        CrossAttention, "keys_values", lambda self, slow: (calls.append(self), project(self, slow))[1]
-    )
+    monkeypatch.setattr(CrossAttention, "keys_values", lambda self, slow: (calls.append(self), project(self, slow))[1])
     answer(model, prompt(model).expand(2, -1), **video(model, batch=2))
     assert [id(call) for call in calls] == [id(cross) for _, cross in model.cross_attentions()]
 
@@ -111,9 +109,7 @@ def test_a_batch_padded_on_the_left_answers_as_its_samples_do(scope: str, beams:
     ]
     batch = tokenizer().pad({"input_ids": [ids[0] for ids in prompts]}, return_tensors="pt")
     assert batch["attention_mask"][:, 0].tolist() == [0, 0, 1]
-    together = answer(
-        model, batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams, **seen
-    )
+    together = answer(model, batch["input_ids"], attention_mask=batch["attention_mask"], num_beams=beams, **seen)
     assert torch.equal(together, torch.cat(alone))
     assert len({tuple(row) for row in together.tolist()}) > 1
 

@@ -77,9 +77,7 @@ def test_cross_attention_is_its_plain_loop(
     reads_BL = torch.zeros(2, 7, dtype=torch.bool)
     for row, places in enumerate(reading):
         reads_BL[row, places] = True
-    found = cross(
-        attended_BLQE, query_BQLE, cross.keys_values(slow_BSD), Readers.from_mask(reads_BL), E**-0.5
-    )
+    found = cross(attended_BLQE, query_BQLE, cross.keys_values(slow_BSD), Readers.from_mask(reads_BL), E**-0.5)
     for b in range(2):
         expected = crossed_by_hand(attended_BLQE[b], query_BQLE[b], slow_BSD[b], cross, reading[b])
         torch.testing.assert_close(found[b], expected, atol=1e-5, rtol=1e-5)

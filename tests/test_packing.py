@@ -1,11 +1,22 @@
-"""Packed questions compute what separate sequences do, and the later mask hides exactly the video."""
+"""Packed questions compute what separate sequences do, and the first-layer rule hides exactly the video."""
+
+from types import SimpleNamespace
 
 import pytest
 import torch
 from small_models import FRAMES, small_model, tokenizer, video
+from torch.nn import functional as F
 
 from architectures import SlowFastForConditionalGeneration
-from harness.packing import IGNORED, Packed, answer_targets, pack
+from harness.packing import (
+    IGNORED,
+    Packed,
+    Packing,
+    answer_targets,
+    pack,
+    packed_attention,
+    packed_logits,
+)
 
 QUESTIONS = [
     ["What colour is the ball", "one", "Where is the green left"],
@@ -21,52 +32,49 @@ def packed(model: SlowFastForConditionalGeneration) -> tuple[Packed, list[int], 
     return pack(prefix, branches, tokenizer().pad_token_id), prefix, branches
 
 
-def packed_logits(
-    model: SlowFastForConditionalGeneration, inputs: Packed, seen: dict[str, torch.Tensor], later: bool
-) -> torch.Tensor:
-    """Logits `(B, Q, M, vocabulary)`."""
-    logits_BLW = model(
-        input_ids=inputs.input_ids_BL,
-        position_ids=inputs.position_ids_1L,
-        attention_mask={"full_attention": inputs.mask_11LL},
-        later_mask=inputs.later_mask_11LL if later else None,
-        use_cache=False,
-        **seen,
-    ).logits
-    return inputs.branches(logits_BLW, len(QUESTIONS[0]))
-
-
 @pytest.mark.parametrize("overrides", [("placement=none",), ("gate=dynamic_tanh",), ("scope=all_tokens",)])
 @torch.no_grad()
 def test_a_branch_computes_what_its_own_sequence_would(overrides: tuple[str, ...]) -> None:
     model = small_model(*overrides)
     inputs, prefix, branches = packed(model)
     seen = video(model, batch=2)
-    found_BQMW = packed_logits(model, inputs, seen, later=False)
+    found_BQMW = packed_logits(model, inputs, **seen)
     for b, questions in enumerate(branches):
         own = {name: value[b : b + 1] for name, value in seen.items()}
         for q, ids in enumerate(questions):
             alone = model(input_ids=torch.tensor([prefix + ids]), **own, use_cache=False).logits
-            torch.testing.assert_close(
-                found_BQMW[b, q, : len(ids)], alone[0, len(prefix) :], atol=2e-5, rtol=1e-4
-            )
+            torch.testing.assert_close(found_BQMW[b, q, : len(ids)], alone[0, len(prefix) :], atol=2e-5, rtol=1e-4)
 
 
-def test_the_later_mask_hides_the_video_and_nothing_else() -> None:
-    inputs, prefix, branches = packed(small_model())
-    V = len(prefix)
-    M = max(len(ids) for questions in branches for ids in questions)
-    mask_LL, later_LL = inputs.mask_11LL[0, 0], inputs.later_mask_11LL[0, 0]
-    for i in range(len(mask_LL)):
-        for j in range(len(mask_LL)):
-            own_branch = j < V or (i >= V and (i - V) // M == (j - V) // M)
-            sees = j <= i and own_branch
-            assert mask_LL[i, j] == sees
-            assert later_LL[i, j] == (sees and not (i >= V and 2 <= j < V))
+@pytest.mark.parametrize("first_layer_reads", [False, True])
+def test_packed_attention_equals_a_masked_one(first_layer_reads: bool) -> None:
+    """Against plain attention under an explicit mask, written out place by place; grouped heads included."""
+    V, Q, M, text = 6, 3, 4, 2
+    L = V + Q * M
+    query, key, value = (torch.randn(2, heads, L, 8) for heads in (4, 2, 2))
+    for layer in (0, 1):
+        hidden = first_layer_reads and layer > 0
+        mask = torch.zeros(L, L, dtype=torch.bool)
+        for i in range(L):
+            for j in range(i + 1):
+                own = j < V or (i >= V and (i - V) // M == (j - V) // M)
+                mask[i, j] = own and not (hidden and i >= V and text <= j < V)
+        expected = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=True)
+        found, _ = packed_attention(
+            SimpleNamespace(layer_idx=layer),
+            query,
+            key,
+            value,
+            None,
+            packing=Packing(V, text, Q),
+            first_layer_reads=first_layer_reads,
+            scaling=8**-0.5,
+        )
+        torch.testing.assert_close(found, expected.transpose(1, 2))
 
 
 @torch.no_grad()
-def test_with_the_later_mask_text_reads_the_video_in_the_first_layer_only() -> None:
+def test_under_the_rule_text_reads_the_video_in_the_first_layer_only() -> None:
     """Later layers' visual keys and values are replaced by noise: only the masked model does not notice."""
     model = small_model("placement=none")
     inputs, prefix, _ = packed(model)
@@ -77,7 +85,7 @@ def test_with_the_later_mask_text_reads_the_video_in_the_first_layer_only() -> N
         spoilt[:, 2 : len(prefix)] += 3.0
         return spoilt
 
-    clean = {later: packed_logits(model, inputs, seen, later) for later in (False, True)}
+    clean = {rule: packed_logits(model, inputs, rule, **seen) for rule in (False, True)}
     assert not torch.allclose(clean[True], clean[False], atol=1e-3)
     layers = model.language_model.model.layers
     later_projections = [
@@ -88,7 +96,7 @@ def test_with_the_later_mask_text_reads_the_video_in_the_first_layer_only() -> N
         ([layers[0].self_attn.k_proj, layers[0].self_attn.v_proj], True),
     ]:
         handles = [projection.register_forward_hook(noise) for projection in projections]
-        spoilt = {later: packed_logits(model, inputs, seen, later) for later in (False, True)}
+        spoilt = {rule: packed_logits(model, inputs, rule, **seen) for rule in (False, True)}
         for handle in handles:
             handle.remove()
         assert not torch.allclose(spoilt[False], clean[False], atol=1e-3)

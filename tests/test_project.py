@@ -17,9 +17,7 @@ from harness.paths import cache_dir, new_directory, write_text
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-REQUIREMENTS = [
-    Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
-]
+REQUIREMENTS = [Requirement(text) for text in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]]
 
 
 def canonical(name: str) -> str:
@@ -122,10 +120,7 @@ def test_make_says_what_is_missing_where_there_is_no_python(tmp_path: Path) -> N
         (tmp_path / name).write_text((ROOT / name).read_text())
     done = subprocess.run(["make", "test", "PYTHON="], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
-    assert (
-        "No Python 3.11 or 3.12 with venv was found: install one, or name it: make test PYTHON="
-        in done.stderr
-    )
+    assert "No Python 3.11 or 3.12 with venv was found: install one, or name it: make test PYTHON=" in done.stderr
 
 
 def test_files_stay_short_enough_to_read() -> None:

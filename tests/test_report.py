@@ -85,12 +85,23 @@ def test_scores_are_the_rows_own_within_their_intervals(run, table):
 
 def test_gain_and_overheads_are_against_self_attention_at_16_frames(table):
     base, best = line(table, "self_attention", 16), line(table, "slow_fast", 128)
-    assert best["relative_gain_pct"] == pytest.approx(
-        100 * (best["average"] - base["average"]) / base["average"]
-    )
+    assert best["relative_gain_pct"] == pytest.approx(100 * (best["average"] - base["average"]) / base["average"])
     assert best["prefill_overhead_7b_pct"] == pytest.approx(100 * (20.32 - 19.97) / 19.97)
     assert best["model_overhead_7b_pct"] == pytest.approx(100 * (276.9 - 52.04) / 52.04)
     assert (base[["relative_gain_pct", "prefill_overhead_7b_pct", "model_overhead_7b_pct"]] == 0).all()
+
+
+def test_without_the_baseline_gains_and_overheads_are_empty_and_the_foot_says_so(written, tmp_path):
+    rows, samples = controls_run()
+    table = report.write_main_table(rows, samples, tmp_path, Console(file=io.StringIO()))
+    assert table[["relative_gain_pct", "prefill_overhead_7b_pct", "model_overhead_7b_pct"]].isna().all(None)
+    read = pd.read_csv(tmp_path / "tables" / "main_mini.csv")
+    assert list(read.columns) == list(report.COLUMNS)
+    text = (tmp_path / "tables" / "main_mini.md").read_text()
+    assert foot.NO_BASELINE in text
+    assert "nan" not in text
+    assert foot.NO_BASELINE not in (written[0] / "tables" / "main_mini.md").read_text()
+    assert (tmp_path / "figures" / "accuracy_vs_prefill_flops.png").stat().st_size > 10_000
 
 
 def test_chance_is_each_benchmarks_own(run, table):

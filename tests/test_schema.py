@@ -21,9 +21,7 @@ FIVE = Question("needle", QUESTION.text, ("red", "cyan", "blue", "green", "yello
 def some_questions(n_options: int) -> list[Question]:
     rng = random.Random(n_options)
     families = [family for family in FAMILIES if MAX_OPTIONS[family] >= n_options]
-    return [
-        draw_question(rng, draw_clip(3_000_000, i), families[i % len(families)], n_options) for i in range(40)
-    ]
+    return [draw_question(rng, draw_clip(3_000_000, i), families[i % len(families)], n_options) for i in range(40)]
 
 
 @pytest.mark.parametrize(("name", "n_options"), KINDS)
@@ -48,8 +46,7 @@ def test_all_mvbench_tasks_word_a_question_alike():
 def test_the_prompts_read_as_known():
     """Written out by hand from the packaged tasks, so that a change there is noticed."""
     assert schema.prompt("mlvu", QUESTION) == (
-        "What colour is the plus?\n(A) red\n(B) cyan\n(C) blue\n(D) green\n"
-        "Only give the best option.\nBest option: ("
+        "What colour is the plus?\n(A) red\n(B) cyan\n(C) blue\n(D) green\nOnly give the best option.\nBest option: ("
     )
     assert schema.prompt("mvbench", QUESTION) == (
         "Question:What colour is the plus?\nOption:\n(A) red\n(B) cyan\n(C) blue\n(D) green\n"

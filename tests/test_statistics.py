@@ -12,9 +12,7 @@ ONE = ("slow_fast", 128, "none")
 OTHER = ("compressor_only", 128, "none")
 
 
-def samples_of(
-    correct, video=None, category="", setting=ONE, base_seed=0, benchmark="egoschema"
-) -> pd.DataFrame:
+def samples_of(correct, video=None, category="", setting=ONE, base_seed=0, benchmark="egoschema") -> pd.DataFrame:
     """One benchmark's samples from a vector of right and wrong; by default a video for each question."""
     correct = np.asarray(correct, bool)
     architecture, frames, control = setting
@@ -91,9 +89,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     for run in range(runs):
         share = random.beta(3, 2, 80)  # videos differ in difficulty: mean 0.6
         correct = random.random((80, 3)) < share[:, None]
-        scores = statistics.resample(
-            samples_of(correct.ravel(), np.repeat(np.arange(80), 3)), [], draws=400, seed=run
-        )
+        scores = statistics.resample(samples_of(correct.ravel(), np.repeat(np.arange(80), 3)), [], draws=400, seed=run)
         found = statistics.bootstrap(scores).iloc[0]
         covered += found["lo"] <= 100 * truth <= found["hi"]
     assert 0.90 <= covered / runs <= 0.99

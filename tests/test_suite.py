@@ -59,9 +59,9 @@ def lmms_scores(tasks: list[Any], answer: Answer) -> tuple[dict[str, float], lis
         def generate_until_multi_round(self, requests: list[Any]) -> list[str]:
             raise NotImplementedError("the five tasks have one round")
 
-    results = simple_evaluate(
-        model=Answerer(), tasks=tasks, batch_size=1, log_samples=False, process_docs_parallel=1
-    )["results"]
+    results = simple_evaluate(model=Answerer(), tasks=tasks, batch_size=1, log_samples=False, process_docs_parallel=1)[
+        "results"
+    ]
     names = [task for entry in BENCHMARKS.values() for task in entry.tasks]
     return {task: results[task][f"{benchmark_of_task(task).metric},none"] for task in names}, seen
 
@@ -114,9 +114,7 @@ def test_the_full_suite_by_name_oracle_and_constant(tmp_path, offline, monkeypat
     monkeypatch.chdir(folder / "hub")
     names = ["videomme", "mlvu_dev", "mvbench", "egoschema_subset", "longvideobench_val_v"]
     scores, seen = lmms_scores(names, answer_rightly)
-    assert {task: score / benchmark_of_task(task).scale for task, score in scores.items()} == dict.fromkeys(
-        scores, 1.0
-    )
+    assert {task: score / benchmark_of_task(task).scale for task, score in scores.items()} == dict.fromkeys(scores, 1.0)
     check_requests(folder, seen)
 
     index = suite.load_index(folder)
@@ -199,9 +197,7 @@ def test_two_suites_keep_apart_in_a_shared_datasets_cache(small, tmp_path):
     for folder in (small, other):
         for benchmark, config in (("videomme", None), ("mvbench", "action_count"), ("egoschema", "Subset")):
             entry = BENCHMARKS[benchmark]
-            table = datasets.load_dataset(
-                str(folder / "hub" / entry.hub), config, cache_dir=str(tmp_path / "cache")
-            )
+            table = datasets.load_dataset(str(folder / "hub" / entry.hub), config, cache_dir=str(tmp_path / "cache"))
             index = suite.load_index(folder)
             task = next(task for task in entry.tasks if entry.config_of(task) == config)
             docs = list(table[entry.split])

@@ -42,7 +42,7 @@ def processor(tokenizer: PreTrainedTokenizerBase) -> SlowFastProcessor:
 
 @cache
 def asked() -> list[tuple[str, Question, str]]:
-    """Every question of the small suite as (benchmark, question, lmms-eval's prompt of the stored document)."""
+    """Every question of the small suite: (benchmark, question, lmms-eval's prompt of the document)."""
     index = load_index(small_suite())
     documents = {task: stored(task) for task in index["task"].unique()}
     return [

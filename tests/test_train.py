@@ -1,5 +1,6 @@
 """Training: exact resumption after kill -9, the schedule, learning rates by part."""
 
+import itertools
 import math
 import shutil
 import subprocess
@@ -109,18 +110,14 @@ def test_a_kill_after_the_last_step_repeats_none(tmp_path: Path, uninterrupted: 
     model = tiny_model()
     outcome = train(model, NextToken(), OPTIMISATION, tmp_path, 0, lambda done, total: first.append(done))
     again_model = tiny_model()
-    repeated = train(
-        again_model, NextToken(), OPTIMISATION, tmp_path, 0, lambda done, total: again.append(done)
-    )
+    repeated = train(again_model, NextToken(), OPTIMISATION, tmp_path, 0, lambda done, total: again.append(done))
     assert first == list(range(1, 25))
     assert again == []
     assert equal(again_model.state_dict(), uninterrupted)
     assert repeated == outcome
 
 
-def test_the_schedule_rises_to_its_peak_and_falls_to_its_floor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_schedule_rises_to_its_peak_and_falls_to_its_floor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rates = []
     compute_loss = RecipeTrainer.compute_loss
 
@@ -133,7 +130,7 @@ def test_the_schedule_rises_to_its_peak_and_falls_to_its_floor(
     train(tiny_model(), NextToken(), chosen, tmp_path, 0, lambda done, total: None)
     assert len(rates) == 20
     assert rates[:6] == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
-    assert all(a > b for a, b in zip(rates[5:], rates[6:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[5:]))
     last = 0.1 + 0.9 * (0.5 + 0.5 * math.cos(math.pi * 14 / 15))
     assert rates[-1] == pytest.approx(0.5 * last)
 

@@ -10,6 +10,7 @@ from harness.mini import clips
 from harness.mini.world import (
     COLOUR_RGB,
     COLOURS,
+    DEVELOPMENT_SEEDS,
     EVALUATION_SEEDS,
     FRAMES,
     GLYPH_MASKS,
@@ -21,6 +22,7 @@ from harness.mini.world import (
     SIZE,
     TRAINING_SEEDS,
     Clip,
+    development_seed,
     draw_clip,
     draw_dense_frames,
     evaluation_seed,
@@ -29,7 +31,7 @@ from harness.mini.world import (
 )
 from harness.video import read_frames
 
-SEED = 3_000_000  # neither evaluated nor trained on
+SEED = 5_000_000  # neither evaluated nor trained on
 CLIPS = [draw_clip(SEED, index) for index in range(300)]
 HALF = SIZE // 2
 
@@ -112,9 +114,7 @@ def test_the_ball_moves_the_way_the_clip_says():
     for clip in CLIPS[:40]:
         centre = []
         for frame_HWC in render(clip)[[24, 104]].astype(float):
-            bright_HW = (
-                frame_HWC.min(2) > 92
-            )  # a flash has a low channel; the texture stays below 100 at worst
+            bright_HW = frame_HWC.min(2) > 92  # a flash has a low channel; the texture stays below 100 at worst
             assert bright_HW.sum() > 100
             centre.append([axis.mean() for axis in np.nonzero(bright_HW)])
         dy, dx = np.subtract(centre[1], centre[0])
@@ -165,8 +165,7 @@ def test_dense_frames_are_labelled_rightly():
         corners = [(y, x) for y in range(0, 20, 2) for x in range(0, 20, 2)]
         rgb, mask_HW = COLOUR_RGB[colour_T4[t, place]], GLYPH_MASKS[glyph_T4[t, place] - 1]
         errors = [
-            np.abs(quadrant_HWC[y : y + GLYPH_SIZE, x : x + GLYPH_SIZE][mask_HW] - rgb).mean()
-            for y, x in corners
+            np.abs(quadrant_HWC[y : y + GLYPH_SIZE, x : x + GLYPH_SIZE][mask_HW] - rgb).mean() for y, x in corners
         ]
         y, x = corners[int(np.argmin(errors))]
         patch_HWC = quadrant_HWC[y : y + GLYPH_SIZE, x : x + GLYPH_SIZE]
@@ -177,17 +176,18 @@ def test_dense_frames_are_labelled_rightly():
 
 
 def test_training_and_evaluation_never_share_a_clip():
-    assert not range(
-        max(EVALUATION_SEEDS.start, TRAINING_SEEDS.start), min(EVALUATION_SEEDS.stop, TRAINING_SEEDS.stop)
-    )
+    assert not range(max(EVALUATION_SEEDS.start, TRAINING_SEEDS.start), min(EVALUATION_SEEDS.stop, TRAINING_SEEDS.stop))
     for seed in (0, 1, 999_999):
         assert evaluation_seed(seed) in EVALUATION_SEEDS
         assert training_seed(seed) in TRAINING_SEEDS
+        assert development_seed(seed) in DEVELOPMENT_SEEDS
     for wrong in (-1, 1_000_000):
         with pytest.raises(UserError, match="0 to 999999"):
             evaluation_seed(wrong)
         with pytest.raises(UserError, match="0 to 999999"):
             training_seed(wrong)
+        with pytest.raises(UserError, match="0 to 999999"):
+            development_seed(wrong)
 
 
 def test_rendering_is_quick():

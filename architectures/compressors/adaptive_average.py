@@ -13,9 +13,7 @@ class AdaptiveAverage(Compressor):
     def __init__(self, fast_frames: int = 16):
         super().__init__()
         if fast_frames < 1:
-            raise ValueError(
-                f"compressor 'adaptive_average': fast_frames is {fast_frames}, must be at least 1."
-            )
+            raise ValueError(f"compressor 'adaptive_average': fast_frames is {fast_frames}, must be at least 1.")
         self.fast_frames = fast_frames
 
     def n_tokens(self, T: int, H: int, W: int) -> int:

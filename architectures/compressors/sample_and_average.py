@@ -11,8 +11,9 @@ class SampleAndAverage(Compressor):
     """Frame sampling, temporal and spatial average pooling (paper, section 3; released as s1t4, s1t6, s2t4).
 
     `sample_stride` (s) and `average_stride` (t) are fixed, or both None: then they are chosen so that about
-    `fast_frames` frames remain, the average at most `longest_average` long, as in the released settings
-    (64 frames s1t4, 128 frames s2t4). A remainder of frames at the end is averaged with its own, shorter length.
+    `fast_frames` frames remain, the average at most `longest_average` long, as in the released settings (64
+    frames s1t4, 128 frames s2t4). A remainder of frames at the end is averaged with its own, shorter
+    length.
     """
 
     def __init__(

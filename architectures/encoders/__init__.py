@@ -1,7 +1,7 @@
 """Vision encoders: `frames_BTCHW -> features_BTPV`, P patches of a square grid, frames already normalised.
 
-Each has `grid` (rows, columns), `width` (V), `image_size` (pixels) and `image_mean`, `image_std`. To add one: a file
-here with a registered class, and a YAML of the same name in the harness's encoder group.
+Each has `grid` (rows, columns), `width` (V), `image_size` (pixels) and `image_mean`, `image_std`. To add
+one: a file here with a registered class, and a YAML of the same name in the harness's encoder group.
 """
 
 import importlib

@@ -9,7 +9,7 @@ from architectures.encoders.base import ENCODERS, Encoder
 
 @ENCODERS.register("tiny")
 class TinyEncoder(Encoder):
-    """2x2 pixels to channels, three strided convolutions, one 1x1; a learned position; standardised features."""
+    """2x2 pixels to channels, three strided convolutions, a 1x1; learned position; unit features."""
 
     image_mean = (0.35, 0.35, 0.35)
     image_std = (0.24, 0.24, 0.24)
@@ -36,13 +36,11 @@ class TinyEncoder(Encoder):
     def flops_per_frame(self) -> int:
         rows = self.image_size // 4  # of `edges`; half as many of `strokes`, a quarter of `shapes` and `out`
         edges, strokes, shapes = 9 * 12 * 16, 9 * 16 * 32, 9 * 32 * 64
-        return 2 * (
-            rows**2 * edges + (rows // 2) ** 2 * strokes + (rows // 4) ** 2 * (shapes + 64 * self.width)
-        )
+        return 2 * (rows**2 * edges + (rows // 2) ** 2 * strokes + (rows // 4) ** 2 * (shapes + 64 * self.width))
 
     @torch.no_grad()
     def standardise_(self, images_NCHW: torch.Tensor) -> None:
-        """Sets the feature mean and spread from a sample of images, so that the projector meets unit features."""
+        """Sets feature mean and spread from a sample of images, so that the projector meets unit features."""
         self.feature_mean.zero_()
         self.feature_std.fill_(1.0)
         features_NPV = self.encode(images_NCHW)

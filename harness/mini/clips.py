@@ -29,9 +29,7 @@ def encode_mp4(frames_THWC: np.ndarray, fps: int = FPS) -> bytes:
         stream.height, stream.width = frames_THWC.shape[1:3]
         stream.pix_fmt = PIXEL_FORMAT
         for frame_HWC in frames_THWC:
-            frame = to_yuv.reformat(
-                av.VideoFrame.from_ndarray(frame_HWC, format="rgb24"), format=PIXEL_FORMAT
-            )
+            frame = to_yuv.reformat(av.VideoFrame.from_ndarray(frame_HWC, format="rgb24"), format=PIXEL_FORMAT)
             container.mux(stream.encode(frame))
         container.mux(stream.encode())
     return buffer.getvalue()

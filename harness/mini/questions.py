@@ -69,9 +69,7 @@ def draw_question(rng: random.Random, clip: Clip, family: str, n_options: int) -
     return _question(rng, family, text.format(GLYPHS[flash.glyph]), words, right, n_options)
 
 
-def _question(
-    rng: random.Random, family: str, text: str, words: Sequence[str], right: int, n_options: int
-) -> Question:
+def _question(rng: random.Random, family: str, text: str, words: Sequence[str], right: int, n_options: int) -> Question:
     """Put the right word at a uniform place among wrong ones drawn without replacement."""
     options = rng.sample([word for i, word in enumerate(words) if i != right], n_options - 1)
     answer = rng.randrange(n_options)

@@ -19,7 +19,7 @@ from harness.mini.questions import FAMILIES
 from harness.mini.stream import ANSWER_LENGTH, TEXT_ONLY, Branch, QuestionStream
 from harness.mini.tokenizer import START
 from harness.mini.world import COLOURS, FRAMES, GLYPHS, PLACES, Clip
-from harness.packing import IGNORED, Packed, answer_targets, pack
+from harness.packing import IGNORED, Packed, answer_targets, pack, packed_logits
 from harness.video import uniform_indices
 
 NEEDS_OPTIONS = ("order", TEXT_ONLY)  # families whose question has no answer before its options are known
@@ -74,17 +74,13 @@ class PackedQuestions:
 
         With `first_layer_reads` text reads the video in the first layer only.
         """
-        packed = batch.packed
-        logits_BLW = model(
-            input_ids=packed.input_ids_BL,
-            position_ids=packed.position_ids_1L,
-            attention_mask={"full_attention": packed.mask_11LL},
-            later_mask=packed.later_mask_11LL if first_layer_reads else None,
+        return packed_logits(
+            model,
+            batch.packed,
+            first_layer_reads,
             features=batch.features_BTPV,
             frame_times=batch.times_BT,
-            use_cache=False,
-        ).logits
-        return packed.branches(logits_BLW, batch.answer_BQM.shape[1])
+        )
 
 
 def question_losses(logits_BQMW: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -163,9 +159,7 @@ class BaseTraining:
             frames_BT = rng.permuted(frames_BT, axis=1)
         return self.questions.batch(clips_B, frames_BT, branches)
 
-    def ask(
-        self, chance: random.Random, clip: Clip, families: list[str], weights: list[float]
-    ) -> list[Branch]:
+    def ask(self, chance: random.Random, clip: Clip, families: list[str], weights: list[float]) -> list[Branch]:
         """Questions about one clip, families by weight, some without need of the video."""
         drawn = []
         for _ in range(self.recipe.questions):
@@ -187,22 +181,16 @@ class BaseTraining:
         flat = [family for clip in families for family in clip]
         for name, running in self.state["word_loss"].items():
             losses = [
-                loss
-                for family, loss in zip(flat, word_loss_BQ.flatten().tolist(), strict=True)
-                if family == name
+                loss for family, loss in zip(flat, word_loss_BQ.flatten().tolist(), strict=True) if family == name
             ]
             if losses:
                 rate = 0.1 * min(1.0, len(losses) / 16)
                 self.state["word_loss"][name] = running + rate * (sum(losses) / len(losses) - running)
 
-    def alignment_loss(
-        self, model: SlowFastForConditionalGeneration, rng: np.random.Generator
-    ) -> torch.Tensor:
+    def alignment_loss(self, model: SlowFastForConditionalGeneration, rng: np.random.Generator) -> torch.Tensor:
         """Single frames with a flash: each visual token says its place, the glyph and colour seen there."""
         clips_B = rng.choice(len(self.pool), self.recipe.alignment_frames)
-        flashes = [
-            clip.flashes[rng.integers(len(clip.flashes))] for clip in (self.pool.clips[i] for i in clips_B)
-        ]
+        flashes = [clip.flashes[rng.integers(len(clip.flashes))] for clip in (self.pool.clips[i] for i in clips_B)]
         frames_B1 = np.array([[flash.start] for flash in flashes])
         times_B1 = torch.from_numpy(frames_B1).float() / (FRAMES - 1)
         visual = model.watch(self.pool.features(clips_B, frames_B1))
@@ -223,9 +211,7 @@ def key_frames(rng: np.random.Generator, clip: Clip, n: int) -> np.ndarray:
     once = [flash.start for flash in clip.flashes if clip.counts[flash.glyph] == 1]
     again = [flash.start for flash in clip.flashes if clip.counts[flash.glyph] > 1]
     shown = {flash.start + d for flash in clip.flashes for d in range(flash.duration)}
-    quiet = rng.permutation([t for t in range(FRAMES) if t not in shown])[
-        : max(0, n - len(once) - len(again))
-    ]
+    quiet = rng.permutation([t for t in range(FRAMES) if t not in shown])[: max(0, n - len(once) - len(again))]
     others = rng.permutation(np.concatenate([again, quiet]))[: n - len(once)]
     return np.sort(np.concatenate([once, others])).astype(np.int64)[:n]
 
@@ -241,9 +227,7 @@ class AdaptRecipe:
 class AdaptTraining:
     """The `adapt` stage: all parameters of a variant, on uniformly sampled frames, families drawn alike."""
 
-    def __init__(
-        self, recipe: AdaptRecipe, pool: Pool, stream: QuestionStream, seed: int, model: Any, frames: int
-    ):
+    def __init__(self, recipe: AdaptRecipe, pool: Pool, stream: QuestionStream, seed: int, model: Any, frames: int):
         self.recipe, self.seed = recipe, seed
         self.questions = PackedQuestions(pool, stream, model)
         self.pool, self.stream = pool, stream
@@ -257,8 +241,7 @@ class AdaptTraining:
         branches = []
         for clip in (self.pool.clips[i] for i in clips_B):
             drawn = [
-                self.stream.draw(chance, clip, chance.choice(list(FAMILIES)))
-                for _ in range(self.recipe.questions)
+                self.stream.draw(chance, clip, chance.choice(list(FAMILIES))) for _ in range(self.recipe.questions)
             ]
             branches.append(self.stream.branches(drawn))
         batch = self.questions.batch(clips_B, np.tile(self.frames_T, (len(clips_B), 1)), branches)

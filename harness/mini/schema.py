@@ -148,13 +148,9 @@ def document(
     """
     entry = benchmark_named(benchmark)
     if category not in entry.categories:
-        raise ValueError(
-            f"{benchmark} has no category {category!r}: use one of {', '.join(entry.categories)}"
-        )
+        raise ValueError(f"{benchmark} has no category {category!r}: use one of {', '.join(entry.categories)}")
     if len(question.options) not in entry.option_counts:
-        raise ValueError(
-            f"{benchmark} questions have {entry.option_counts} options, not {len(question.options)}"
-        )
+        raise ValueError(f"{benchmark} questions have {entry.option_counts} options, not {len(question.options)}")
     return _WRITERS[benchmark](question, category, video, video_number, number)
 
 
@@ -280,9 +276,7 @@ def prompt_template(benchmark: str, n_options: int) -> PromptTemplate:
     boilerplate = []
     for mark in marks:
         if rest.count(mark) != 1:
-            raise RuntimeError(
-                f"the {benchmark} prompt has {mark} {rest.count(mark)} times: it cannot be a template"
-            )
+            raise RuntimeError(f"the {benchmark} prompt has {mark} {rest.count(mark)} times: it cannot be a template")
         fixed, rest = rest.split(mark)
         boilerplate.append(fixed)
     return PromptTemplate(benchmark, n_options, (*boilerplate, rest))

@@ -26,9 +26,7 @@ def templates(family: str) -> list[PromptTemplate]:
 
 def suite_tokenizer() -> PreTrainedTokenizerBase:
     """The tokenizer of the mini scale: the words of all questions, the instructions of all prompts."""
-    every = {
-        template.benchmark + str(template.n_options): template for f in FAMILIES for template in templates(f)
-    }
+    every = {template.benchmark + str(template.n_options): template for f in FAMILIES for template in templates(f)}
     instructions = [text for t in every.values() for text in (t.boilerplate[0], t.boilerplate[-1])]
     between = [text for t in every.values() for text in t.boilerplate[1:-1]]
     questions = [text.format("") for text in (*TEXTS.values(), TEXT_ONLY_TEXT)]

@@ -66,9 +66,7 @@ class Sizes:
         for name, videos in asdict(self).items():
             needed = -(-len(BENCHMARKS[name].categories) // QUESTIONS_PER_VIDEO[name])
             if videos < needed:
-                raise UserError(
-                    f"{name} needs {needed} videos to ask about every category, not {videos}: raise it"
-                )
+                raise UserError(f"{name} needs {needed} videos to ask about every category, not {videos}: raise it")
 
 
 FULL = Sizes(videomme=80, mlvu=119, mvbench=240, egoschema=240, longvideobench=120)
@@ -103,9 +101,7 @@ def build_suite(
     folder = Path(out) if out is not None else cache_dir() / "suites" / f"suite-{_sha256(parameters)[:16]}"
     if folder.exists():
         if not (folder / "suite.json").is_file() or load_suite(folder)["parameters"] != parameters:
-            message = (
-                f"{folder} exists and is not the suite of seed {seed}: remove it or choose another folder"
-            )
+            message = f"{folder} exists and is not the suite of seed {seed}: remove it or choose another folder"
             raise UserError(message)
         return folder.resolve()
     start = time.monotonic()
@@ -132,9 +128,7 @@ def load_suite(suite: Path) -> dict[str, Any]:
     """The content of SUITE/suite.json; UserError if `suite` is no suite."""
     path = Path(suite) / "suite.json"
     if not path.is_file():
-        raise UserError(
-            f"{suite} is no evaluation suite (it has no suite.json): make one with the verb `suite`"
-        )
+        raise UserError(f"{suite} is no evaluation suite (it has no suite.json): make one with the verb `suite`")
     return json.loads(path.read_text())
 
 

@@ -41,9 +41,7 @@ FEATURES = "features.npy"
 CHECKPOINTS = "checkpoints"
 
 
-def encoder_stage(
-    out: Path, progress: Progress, seed: int, vision: dict[str, Any], recipe: dict[str, Any]
-) -> None:
+def encoder_stage(out: Path, progress: Progress, seed: int, vision: dict[str, Any], recipe: dict[str, Any]) -> None:
     """Pretrains the encoder: `encoder.pt`, `accuracy.json` (on held-out frames)."""
     quiet()
     with (
@@ -61,9 +59,7 @@ def encoder_stage(
     write_text(out / "accuracy.json", json.dumps(accuracy, indent=2))
 
 
-def pool_stage(
-    out: Path, progress: Progress, encoder: Path, seed: int, start: int, stop: int, clips: str
-) -> None:
+def pool_stage(out: Path, progress: Progress, encoder: Path, seed: int, start: int, stop: int, clips: str) -> None:
     """Features of clips `start` to `stop` of the "training" or "development" seed: `features.npy`."""
     quiet()
     with progress.bar("clips", stop - start) as bar:
@@ -113,9 +109,7 @@ def base_stage(
     write_text(out / "base.json", json.dumps(report, indent=2))
     save(model, stream, out)
     if mean < threshold:
-        progress.say(
-            f"base seed {base_seed} reads {mean:.0%} of key-frame questions, under its {threshold:.0%}"
-        )
+        progress.say(f"base seed {base_seed} reads {mean:.0%} of key-frame questions, under its {threshold:.0%}")
 
 
 def adapt_stage(
@@ -137,9 +131,7 @@ def adapt_stage(
         SlowFastForConditionalGeneration.from_pretrained(base), **variant
     )
     model.encoder.requires_grad_(False)
-    optimisation = Optimisation(
-        recipe["steps"], recipe["lr"], lr_factors={".gate.": recipe["gate_lr_factor"]}
-    )
+    optimisation = Optimisation(recipe["steps"], recipe["lr"], lr_factors={".gate.": recipe["gate_lr_factor"]})
     chosen = AdaptRecipe(recipe["videos"], recipe["questions"])
     clips = Pool.open(training_seed(seed), [part / FEATURES for _, part in sorted(pool.items())])
     training = AdaptTraining(chosen, clips, stream, 1_000 + base_seed, model, frames)
@@ -190,18 +182,14 @@ def save(model: SlowFastForConditionalGeneration, stream: QuestionStream, out: P
 
 
 @torch.no_grad()
-def base_accuracy(
-    model: SlowFastForConditionalGeneration, clips: Pool, stream: QuestionStream
-) -> dict[str, float]:
+def base_accuracy(model: SlowFastForConditionalGeneration, clips: Pool, stream: QuestionStream) -> dict[str, float]:
     """Share of right words per family on held-out clips with key frames shown: can the base read at all?"""
     model.eval()
     rng, chance = np.random.default_rng(0), random.Random(0)
     questions = PackedQuestions(clips, stream, model)
     clips_B = np.arange(len(clips))
     frames_BT = np.stack([key_frames(rng, clip, BaseTraining.FRAMES_AT_MOST) for clip in clips.clips])
-    branches = [
-        stream.branches([stream.draw(chance, clip, family) for family in FAMILIES]) for clip in clips.clips
-    ]
+    branches = [stream.branches([stream.draw(chance, clip, family) for family in FAMILIES]) for clip in clips.clips]
     batch = questions.batch(clips_B, frames_BT, branches)
     right_BQM = questions.logits(model, batch).argmax(-1) == batch.answer_BQM
     word_BQ = right_BQM[batch.answer_BQM != IGNORED].unflatten(0, (*right_BQM.shape[:2], -1))[..., 0]

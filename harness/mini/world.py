@@ -170,10 +170,7 @@ def draw_dense_frames(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, np
     origin_T2 = rng.integers(0, TEXTURE_SIZE - SIZE + 1, (FRAMES, 2))
     textures = 8
     frames_THWC = np.concatenate(
-        [
-            _scene(rng, o, b)
-            for o, b in zip(np.split(origin_T2, textures), np.split(ball_T2, textures), strict=True)
-        ]
+        [_scene(rng, o, b) for o, b in zip(np.split(origin_T2, textures), np.split(ball_T2, textures), strict=True)]
     )
     present_T4 = rng.random((FRAMES, len(PLACES))) < 0.45
     glyph_T4 = np.where(present_T4, rng.integers(1, len(GLYPHS) + 1, present_T4.shape), 0)

@@ -1,9 +1,10 @@
 """FLOPs of a video's way to the first token, counted by torch on the meta device: no weights, no arithmetic.
 
-Conventions, the same wherever an overhead is stated: FLOP = 2 x MAC; attention as the full square; lm_head on the
-last position only (as `generate` runs it); matrix products, convolutions and attention are counted, elementwise
-operations are not. `llm_prefill` is the decoder with its cross-attention, slow K/V projection included; `model` adds
-vision tower, projector and compressor. Agrees with the closed form of `architectures.cost` to the operation.
+Conventions, the same wherever an overhead is stated: FLOP = 2 x MAC; attention as the full square; lm_head
+on the last position only (as `generate` runs it); matrix products, convolutions and attention are counted,
+elementwise operations are not. `llm_prefill` is the decoder with its cross-attention, slow K/V projection
+included; `model` adds vision tower, projector and compressor. Agrees with the closed form of
+`architectures.cost` to the operation.
 """
 
 from collections.abc import Callable
@@ -56,7 +57,7 @@ def counted(run: Callable[[], Any]) -> tuple[Any, int]:
 
 
 def count_prefill(config: SlowFastConfig, frames: int, text_tokens: int) -> FlopCount:
-    """Counts one video of `frames` frames with `text_tokens` tokens of text, all of which the scope lets read."""
+    """Counts one video of `frames` frames with `text_tokens` tokens of text; the scope says who reads."""
     with META:
         model = SlowFastForConditionalGeneration(config)
     return count_model(model, frames, text_tokens)
@@ -74,9 +75,7 @@ def count_model(model: SlowFastForConditionalGeneration, frames: int, text_token
     tokens, projector = counted(lambda: model.fast_and_slow(model.watch(features), times))
     n_fast = tokens.fast_BFD.shape[1]
     is_video_BL = torch.arange(n_fast + text_tokens)[None] < n_fast
-    readers = Readers(
-        Readers.from_mask(model.scope(is_video_BL, torch.zeros_like(is_video_BL))).index_BN.to(META)
-    )
+    readers = Readers(Readers.from_mask(model.scope(is_video_BL, torch.zeros_like(is_video_BL))).index_BN.to(META))
     memory, slow = None, 0
     if tokens.slow_BSD is not None:
         memory, slow = counted(lambda: remember(language.model, model.hybrid_layers, tokens.slow_BSD))

@@ -1,7 +1,8 @@
 """Prefill and per-token decode time of several models on this machine, interleaved: drift can't decide.
 
-One video, one question, one thread (recorded), weights as they are: time from the encoder's features to the first
-token's logits (`prefill_ms`), and of one further token with the cache (`decode_ms`). Medians and quartiles.
+One video, one question, one thread (recorded), weights as they are: time from the encoder's features to the
+first token's logits (`prefill_ms`), and of one further token with the cache (`decode_ms`). Medians and
+quartiles.
 """
 
 import time
@@ -60,14 +61,11 @@ def measure(
     new_tokens: int = 8,
     progress: Progress = SILENT,
 ) -> list[Latency]:
-    """Latency of each (checkpoint, frames), taken in turn `repeats` times after `warmup` unmeasured rounds."""
+    """Latency of each (checkpoint, frames), in turn, `repeats` times after `warmup` unmeasured rounds."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        models = [
-            (SlowFastForConditionalGeneration.from_pretrained(path).eval(), frames)
-            for path, frames in settings
-        ]
+        models = [(SlowFastForConditionalGeneration.from_pretrained(path).eval(), frames) for path, frames in settings]
         rounds = [
             [time_once(model, frames, new_tokens) for model, frames in models]
             for _ in progress.track(range(warmup + repeats), "latency")
@@ -80,6 +78,4 @@ def measure(
 
 def _summary(ms_R2: np.ndarray) -> Latency:
     (low_p, low_d), (prefill, decode), (high_p, high_d) = np.quantile(ms_R2, [0.25, 0.5, 0.75], axis=0)
-    return Latency(
-        float(prefill), (float(low_p), float(high_p)), float(decode), (float(low_d), float(high_d))
-    )
+    return Latency(float(prefill), (float(low_p), float(high_p)), float(decode), (float(low_d), float(high_d)))

@@ -1,0 +1,230 @@
+"""The plan of a table: its stages, what their keys depend on, and mistakes that are found before any work."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from tiny import small_suite
+
+from harness import cli
+from harness.compose import compose, group_choices
+from harness.errors import UserError
+from harness.mini.suite import suite_state
+from harness.models import KV_INITS, check_variant
+from harness.stages import Stage, resolve
+from harness.table import CONTROLS, Cell, Plan, model_name, scores_name
+
+ARCHITECTURES = group_choices()["architecture"]
+CELLS = (Cell("self_attention", 16), Cell("slow_fast", 32), Cell("slow_fast", 128))
+
+
+def plan(*overrides: str, cells: tuple[Cell, ...] = CELLS) -> Plan:
+    typed = ["scale=test", *overrides]
+    return Plan(compose(typed), typed, cells)
+
+
+def keys(made: Plan, controls: tuple[str, ...] = ()) -> dict[str, str]:
+    """Every stage's key by its name."""
+    stages = [*made.stages(controls), made.latency()]
+    return {name: attempt.key for name, attempt in resolve(stages, Path("runs")).items()}
+
+
+@pytest.fixture(scope="module")
+def usual() -> dict[str, str]:
+    return keys(plan())
+
+
+def differing(usual: dict[str, str], *overrides: str, cells: tuple[Cell, ...] = CELLS) -> set[str]:
+    """The stages that a change of settings makes anew; its own new ones are left out."""
+    changed = keys(plan(*overrides, cells=cells))
+    return {name for name in usual if name in changed and changed[name] != usual[name]}
+
+
+def after(*kinds: str) -> set[str]:
+    """The names of the usual stages of these kinds."""
+    return {name for name in keys(plan()) if name.rstrip("0123456789").startswith(kinds)}
+
+
+# ------------------------------------------------------------------------------------------------- stages
+
+
+def test_shared_stages_are_there_once_and_rows_in_their_order() -> None:
+    names = [stage.name for stage in plan().stages()]
+    assert len(set(names)) == len(names)
+    shared = ["suite", "encoder", *(f"pool{i}" for i in range(4)), "development", "base0", "base1"]
+    costs = ["cost-self_attention", "cost-slow_fast"]
+    rows = [name(cell, seed) for seed in (0, 1) for cell in CELLS for name in (model_name, scores_name)]
+    assert names == [*shared, *costs, *rows]
+    assert names[-1] == "scores1-slow_fast-128"
+
+
+def test_a_rows_model_needs_its_own_base_and_its_scores_that_model() -> None:
+    stages = {stage.name: stage for stage in plan().stages(CONTROLS)}
+    assert stages["model1-slow_fast-32"].needs["base"] == "base1"
+    assert stages["scores1-slow_fast-32"].needs["checkpoint"] == "model1-slow_fast-32"
+    closed = stages["scores0-slow_fast-128-gate_closed"]
+    assert closed.needs["checkpoint"] == "model0-slow_fast-128"
+    assert closed.kwargs["control"] == "gate_closed"
+    assert plan().latency().needs == {
+        "model0": "model0-self_attention-16",
+        "model1": "model0-slow_fast-32",
+        "model2": "model0-slow_fast-128",
+    }
+
+
+def test_the_pools_parts_are_all_of_its_clips() -> None:
+    parts = {stage.name: stage.kwargs for stage in plan().pool()}
+    ranges = [(parts[f"pool{i}"]["start"], parts[f"pool{i}"]["stop"]) for i in range(4)]
+    assert ranges == [(0, 6), (6, 12), (12, 18), (18, 24)]
+    assert parts["development"]["clips"] == "development"
+
+
+def test_training_one_row_needs_no_suite() -> None:
+    needed = {stage.name for stage in plan(cells=CELLS[1:2]).needed_by(["model0-slow_fast-32"])}
+    assert needed == {
+        "model0-slow_fast-32",
+        "base0",
+        "encoder",
+        "development",
+        *(f"pool{i}" for i in range(4)),
+    }
+
+
+def test_every_stage_can_be_stored_and_found_again() -> None:
+    for stage in [*plan().stages(CONTROLS), plan().latency()]:
+        assert isinstance(stage, Stage)
+        assert json.loads(json.dumps(dict(stage.kwargs))) is not None
+
+
+# ------------------------------------------------------------------------------------------------- keys
+
+
+def test_the_same_settings_give_the_same_keys(usual: dict[str, str]) -> None:
+    assert keys(plan()) == usual
+
+
+@pytest.mark.parametrize("override", ["workers=7", "jobs=1", "results_dir=elsewhere", "frames=3", "sample=4"])
+def test_what_shapes_no_result_changes_no_key(usual: dict[str, str], override: str) -> None:
+    assert differing(usual, override) == set()
+
+
+def test_more_rows_and_seeds_leave_what_is_done(usual: dict[str, str]) -> None:
+    more = (*CELLS, Cell("compressor_only", 128))
+    assert differing(usual, cells=more) == {"latency"}  # it is measured over all rows in turn
+    assert differing(usual, "base_seeds=[0,1,2]") == set()
+
+
+@pytest.mark.parametrize(
+    ("override", "kinds"),
+    [
+        ("seed=1", ("suite", "encoder", "pool", "development", "base", "model", "scores", "latency")),
+        (
+            "scale.encoder_training.steps=11",
+            ("encoder", "pool", "development", "base", "model", "scores", "latency"),
+        ),
+        ("scale.base.lr=0.001", ("base", "model", "scores", "latency")),
+        ("scale.decoder.intermediate_size=96", ("base", "model", "scores", "latency", "cost")),
+        ("scale.adapt.steps=9", ("model", "scores", "latency")),
+        ("batch_size=8", ("scores",)),
+    ],
+)
+def test_what_shapes_a_result_changes_its_key_and_all_after_it(
+    usual: dict[str, str], override: str, kinds: tuple[str, ...]
+) -> None:
+    assert differing(usual, override) == after(*kinds)
+
+
+def test_a_variants_option_changes_its_rows_alone_and_its_cost(usual: dict[str, str]) -> None:
+    changed = differing(usual, "gate.bias=0.1")
+    assert "base0" not in changed
+    assert {"model0-slow_fast-32", "scores1-slow_fast-128", "cost-slow_fast"} <= changed
+    assert "cost-slow_fast" in differing(usual, "compressor.fast_frames=8")
+    at_7b = plan("compressor.fast_frames=8").at_7b["slow_fast"]
+    assert at_7b.compressor.fast_frames == 8  # what is measured is what is counted
+    assert plan("architecture.kv_init=random").of_architecture["slow_fast"].architecture.kv_init == "random"
+
+
+def test_a_suite_of_ones_own_is_known_by_what_is_in_it(tmp_path: Path) -> None:
+    suite = Path(shutil.copytree(small_suite(), tmp_path / "suite"))
+    before = keys(plan(f"suite={suite}"))
+    assert keys(plan(f"suite={suite}")) == before
+    video = next((suite / "home").rglob("*.mp4"))
+    video.write_bytes(video.read_bytes()[:-1])
+    changed = keys(plan(f"suite={suite}"))
+    assert {name for name in before if changed[name] != before[name]} == after("suite", "scores")
+    state = suite_state(suite)
+    video.unlink()
+    assert suite_state(suite) != state
+
+
+# ------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize("text", ["slow_fast", "slow_fast@", "slow_fast@x", "slow_fast@0", "nonsense@16", "@16"])
+def test_a_row_that_is_none_is_a_sentence(text: str) -> None:
+    with pytest.raises(UserError, match="is not ARCHITECTURE@FRAMES such as slow_fast@128; architectures are"):
+        Cell.parse(text, ARCHITECTURES)
+
+
+def test_a_row_is_written_as_it_is_read() -> None:
+    assert str(Cell.parse("slow_fast@64", ARCHITECTURES)) == "slow_fast@64"
+
+
+def test_every_row_of_the_shipped_table_can_be_built() -> None:
+    settings = compose([])
+    Plan(settings, [], [Cell.parse(text, ARCHITECTURES) for text in settings.rows])
+    for how in KV_INITS:
+        check_variant(compose([f"architecture.kv_init={how}"]), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["table", "rows=[slow_fast@x]"], "rows: 'slow_fast@x' is not ARCHITECTURE@FRAMES"),
+        (["table", "rows=[nonsense@16]"], "rows: 'nonsense@16' is not ARCHITECTURE@FRAMES"),
+        (["table", "scale=paper"], "training and evaluation at paper scale are not there yet"),
+        (["controls", "scale=paper"], "training and evaluation at paper scale are not there yet"),
+        (["train", "scale=paper"], "training and evaluation at paper scale are not there yet"),
+        (
+            ["evaluate", "scale=paper", "checkpoint=x"],
+            "training and evaluation at paper scale are not there yet",
+        ),
+        (["table", "gate=nope"], "there is no gate 'nope'; choose one of"),
+        (["table", "frames=many"], "frames takes a whole number, not 'many'"),
+        (["table", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none"),
+        (["cost", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none"),
+        (["train", "slow_tokens.time.harmonics=3"], "must be equal"),
+        (["table", "compressor.fast_frames=0"], "fast_frames is 0, must be at least 1"),
+        (
+            ["train", "placement.k=9", "placement=first"],
+            "k is 9, must lie between 1 and the decoder's 4 layers",
+        ),
+        (["train", "compressor.sample_stride=2"], "give both sample_stride and average_stride, or neither"),
+        (["train", "compressor.sample_stride=1.5", "compressor.average_stride=2"], "cannot be built"),
+        (["train", "compressor.space_stride=3"], "its compressor leaves no token"),
+        (["train", "gate.bias=null"], "cannot be built"),
+        (
+            ["train", "architecture.kv_init=swapped"],
+            "Unknown kv_init 'swapped': choose one of copy, scrambled",
+        ),
+        (["table", "suite=nowhere"], "nowhere is no evaluation suite"),
+        (["evaluate", "checkpoint=nowhere"], "checkpoint=nowhere: no folder of a saved model"),
+        (["controls", "rows=[slow_fast@128]"], "controls need compressor_only@128 among the rows"),
+        (["plot", "scale=paper"], "main_paper_seed0.samples.parquet does not exist"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence_before_any_work(
+    arguments: list[str],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.err.startswith("error: ")
+    assert complaint in said.err
+    assert said.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
