@@ -55,7 +55,7 @@ def hybrid_attention(backend: str) -> Callable:
 
 
 def register_hybrid(backend: str) -> None:
-    """Files the hybrid version of a registered attention function, with its mask, under `hybrid_name(backend)`."""
+    """Files the hybrid version of a registered attention function and its mask under `hybrid_name(backend)`."""
     AttentionInterface.register(backend + SUFFIX, hybrid_attention(backend))
     AttentionMaskInterface.register(backend + SUFFIX, AttentionMaskInterface()[backend])
 

@@ -31,7 +31,7 @@ class SlowFastVideoProcessor(BaseVideoProcessor):
 
 
 class SlowFastProcessor(ProcessorMixin):
-    """Tokenizer and video processor of a model; `compressor` and `token_grid` give its fast tokens' number."""
+    """Tokenizer and video processor of a model; `compressor` and `token_grid` say how many fast tokens."""
 
     def __init__(
         self,

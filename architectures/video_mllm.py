@@ -1,9 +1,9 @@
 """The whole path of a video, from frames to an answer.
 
-    frames_BTCHW --encoder--> features_BTPV --projector, pooling--> tokens_BTHWD --+-- as they are --> slow_BSD
-                                                                                  |                     |
-                                                                                  +--compressor--> fast_BFD
-                                                                                                      | |
+    frames_BTCHW --encoder--> features_BTPV --projector, pooling--> tokens_BTHWD --+-- as they are -> slow_BSD
+                                                                                   |                    |
+                                                                                   +--compressor--> fast_BFD
+                                                                                                       | |
     text + placeholders --embedding--> embeds_BLD --fast tokens spliced in--> decoder, whose hybrid layers
                                                                    let text read the slow tokens --> answer
 

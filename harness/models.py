@@ -82,6 +82,7 @@ def check_variant(settings: DictConfig, frames: int) -> None:
             model = SlowFastForConditionalGeneration(config)
         tokens = model.fast_token_count(frames)
     except (ValueError, TypeError) as error:  # what the registries and torch's layers say of a bad option
-        raise UserError(f"{where}: {error}") from error
+        sentence = str(error).partition("\n")[0]  # torch goes on with its signatures
+        raise UserError(f"{where}: {sentence}") from error
     if tokens < 1:
         raise UserError(f"{where}: its compressor leaves no token; lower its strides or scale.video_pooling.")

@@ -275,6 +275,7 @@ class Plan:
         """What a reader must know of the recipe and of this base."""
         base, recipe = read_json(folders[f"base{base_seed}"] / "base.json"), self.scale.base
         reading = f"{recipe.first_layer_reading:.0%}"
+        families = ", ".join(f"{family} {share:.0%}" for family, share in base["accuracy"].items())
         passed = "passes" if base["passed"] else "FAILS"
         return [
             f"Base training lets text read the video in the first decoder layer only in {reading} of its "
@@ -285,7 +286,7 @@ class Plan:
             f"then gets the same {self.scale.adapt.steps} adaptation steps, data order and learning rates "
             f"(gates: times {self.scale.adapt.gate_lr_factor:g}).",
             "Answers are a word, then the option's letter; each benchmark's fixed instruction is one token.",
-            f"Its words on held-out key frames are right in {base['mean']:.0%} of cases: it {passed} the "
+            f"Its words on held-out key frames are right in {base['mean']:.0%} of cases ({families}): it {passed} the "
             f"threshold of {base['threshold']:.0%}.",
         ]
 

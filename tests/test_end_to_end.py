@@ -1,4 +1,4 @@
-"""The whole path by the command line: from nothing to rows, table and figures, and through what can go wrong."""
+"""The whole path by the command line: from nothing to rows, table and figures, and what can go wrong."""
 
 import json
 import os
@@ -20,7 +20,7 @@ from harness.video import EMPTY, MISSING, TRUNCATED, UNREADABLE
 ROWS = "rows=[self_attention@16,slow_fast@32]"
 SETTINGS = ["scale=test", "base_seeds=[0]"]
 TIMES = ["prefill_ms", "decode_ms_per_token"]
-STEP_LIMIT = 240  # seconds that a run may take before the tests give it up
+STEP_LIMIT = 600  # seconds that a run may take before the tests give it up
 
 
 def harness(folder: Path, verb: str, *settings: str) -> subprocess.CompletedProcess:

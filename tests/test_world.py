@@ -175,7 +175,7 @@ def test_dense_frames_are_labelled_rightly():
     assert np.array_equal(draw_dense_frames(SEED, 0)[0], draw_dense_frames(SEED, 0)[0])
 
 
-def test_training_and_evaluation_never_share_a_clip():
+def test_training_development_and_evaluation_never_share_a_clip():
     assert not range(max(EVALUATION_SEEDS.start, TRAINING_SEEDS.start), min(EVALUATION_SEEDS.stop, TRAINING_SEEDS.stop))
     for seed in (0, 1, 999_999):
         assert evaluation_seed(seed) in EVALUATION_SEEDS

@@ -1,4 +1,4 @@
-"""A training of seconds, for test_train.py: `python tiny_recipe.py WORK OUT` saves the trained weights in OUT.
+"""A training of seconds, for test_train.py: `python tiny_recipe.py WORK OUT` saves the weights in OUT.
 
 Every step depends on global random numbers (dropout), on the step's number and on what earlier steps left in
 the recipe's state, so that a resumed run is right only if all three are restored.
