@@ -26,7 +26,7 @@ VERBS = {
     "smoke": Verb(
         "harness.commands:table",
         "a first real row within three minutes",
-        ("scale=smoke", "base_seeds=[0]", "rows=[self_attention@16,slow_fast@32]"),
+        ("scale=smoke", "base_seeds=[0]", "rows=[self_attention@16,slow_fast@32]", "results_dir=results/runs/smoke"),
     ),
     "train": Verb("harness.commands:train", "train one architecture and print its checkpoint's folder"),
     "evaluate": Verb("harness.commands:evaluate", "score a checkpoint on a suite with lmms-eval's own tasks"),
