@@ -18,7 +18,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table controls smoke suite contact-sheet plot test test-slow lint format \
+.PHONY: help setup reproduce-table controls smoke suite contact-sheet plot readme test test-slow lint format \
 	constraints clean
 
 help: ## Show this help
@@ -57,6 +57,10 @@ contact-sheet: $(READY) ## A picture of one sample: frames, question, answer (BE
 
 plot: $(READY) ## Redraw tables and figures from results/rows, without running anything (SEED=0)
 	$(RUN) -m harness plot seed=$(SEED) $(ARGS)
+
+readme: $(READY) ## Put the numbers of results/ into README.md and results/README.md
+	$(RUN) -m harness.readme
+	$(RUN) -m harness.results_readme
 
 test: $(READY) ## The tests, from a clip to a row on a smaller suite
 	$(PYTEST) -n 2

@@ -54,7 +54,7 @@ def check_table(folder: Path, said: str) -> None:
     assert list(table.columns) == list(COLUMNS)
     assert table["architecture"].tolist() == ["self_attention", "slow_fast", "chance"]
     assert table["average"].tolist()[:2] == pytest.approx(rows["average"].tolist(), abs=1e-3)
-    assert (table[["prefill_ms", "decode_ms_per_token", "prefill_tflop_7b"]][:2] > 0).all(None)
+    assert (table[["prefill_ms", "decode_ms_per_token", "prefill_tflop_7b"]][:2] > 0).all(axis=None)
     assert 0 < table["prefill_overhead_7b_pct"][1] < 4
     figures = {path.name for path in (folder / "results" / "figures").iterdir()}
     names = ("accuracy_vs_frames", "accuracy_vs_prefill_flops")

@@ -294,7 +294,7 @@ def test_what_is_learned_is_the_letter_of_the_right_word(
     batch = batches[-1]
     with torch.no_grad():
         said_BQM = compute(model.eval(), batch).argmax(-1)
-    ids_BQM = batch.packed.branches(batch.packed.input_ids_BL, said_BQM.shape[2])
+    ids_BQM = batch.packed.packing.cut(batch.packed.input_ids_BL)
     names = stream.tokenizer.convert_ids_to_tokens
     right = []
     for ids, said in zip(ids_BQM.flatten(0, 1).tolist(), said_BQM.flatten(0, 1).tolist(), strict=True):

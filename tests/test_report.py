@@ -94,7 +94,7 @@ def test_gain_and_overheads_are_against_self_attention_at_16_frames(table):
 def test_without_the_baseline_gains_and_overheads_are_empty_and_the_foot_says_so(written, tmp_path):
     rows, samples = controls_run()
     table = report.write_main_table(rows, samples, tmp_path, Console(file=io.StringIO()))
-    assert table[["relative_gain_pct", "prefill_overhead_7b_pct", "model_overhead_7b_pct"]].isna().all(None)
+    assert table[["relative_gain_pct", "prefill_overhead_7b_pct", "model_overhead_7b_pct"]].isna().all(axis=None)
     read = pd.read_csv(tmp_path / "tables" / "main_mini.csv")
     assert list(read.columns) == list(report.COLUMNS)
     text = (tmp_path / "tables" / "main_mini.md").read_text()
