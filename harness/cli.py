@@ -30,7 +30,7 @@ VERBS = {
     ),
     "train": Verb("harness.commands:train", "train one architecture and print its checkpoint's folder"),
     "evaluate": Verb("harness.commands:evaluate", "score a checkpoint on a suite with lmms-eval's own tasks"),
-    "cost": Verb("harness.commands:cost", "tokens, FLOPs and latency of one architecture"),
+    "cost": Verb("harness.commands:cost", "tokens and FLOPs of one architecture, at this scale and at 7B"),
     "suite": Verb("harness.commands:suite", "generate the five mini benchmarks and print their folder"),
     "contact-sheet": Verb("harness.commands:contact_sheet", "a picture of one sample with its answer"),
     "plot": Verb("harness.commands:plot", "tables and figures again from results/rows; runs nothing"),
@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     0: done. 2: a mistake in what was asked. 3: finished, but too many samples failed. 1: a stage failed.
     130: stopped by Ctrl-C.
     """
-    parsed = _parser().parse_args(arguments)
+    parsed = _parser().parse_intermixed_args(arguments)  # --config may stand anywhere
     if parsed.verb is None:
         _parser().print_help()
         return 0

@@ -100,9 +100,9 @@ def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
     import pandas as pd
 
     from harness import report, rows
-    from harness.table import CONTROLLED, Cell
+    from harness.table import Cell
 
-    needed = [str(Cell(*CONTROLLED)), str(Cell(*report.CONTROLLED[:2]))]
+    needed = [str(Cell(*row[:2])) for row in (rows.CONTROLLED, rows.REFERENCE)]
     if missing := [row for row in needed if row not in settings.rows]:
         raise UserError(f"rows={list(settings.rows)}: controls need {' and '.join(missing)} among the rows")
     made = _make_rows(settings, overrides, "main")
@@ -154,17 +154,17 @@ def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Mad
     from harness import rows
     from harness.compose import group_choices
     from harness.jobs import run
-    from harness.table import CONTROLLED, CONTROLS, Cell, Plan
+    from harness.table import CONTROLS, Cell, Plan
 
     cells = [Cell.parse(text, group_choices()["architecture"]) for text in settings.rows]
-    plan = Plan(settings, overrides, cells)
+    plan = Plan(settings, overrides, cells).on(suite_of(settings))
     stages = plan.stages(CONTROLS if kind == "controls" else ())
     runs = Path(settings.runs_dir)
     run(stages, runs, settings.jobs)
     folders = run([*stages, plan.latency()], runs, 1)  # alone, so that nothing else takes the machine
     wanted = [(cell, "none") for cell in cells]
     if kind == "controls":
-        wanted = [(Cell(*CONTROLLED), control) for control in CONTROLS]
+        wanted = [(Cell(*rows.CONTROLLED[:2]), control) for control in CONTROLS]
     made = [
         plan.row(folders, cell, base_seed, kind, control)
         for base_seed in settings.base_seeds
@@ -182,9 +182,10 @@ def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Mad
 
 def suite_of(settings: DictConfig) -> Path:
     """The folder of the suite that the settings name, or that of their seed, made if it is not there."""
-    from harness.mini.suite import SIZES, build_suite
+    from harness.mini.suite import SIZES, build_suite, load_suite
 
     if settings.suite is not None:
+        load_suite(Path(settings.suite))
         return Path(settings.suite)
     workers = default_jobs() if settings.jobs is None else max(settings.jobs, 1)
     with Display() as display:

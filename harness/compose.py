@@ -60,6 +60,13 @@ def group_choices(folder: Path = CONF) -> dict[str, list[str]]:
     return choices
 
 
+def own_groups(architecture: str, folder: Path = CONF) -> set[str]:
+    """The groups whose choice an architecture's YAML makes itself, in its list of defaults."""
+    defaults = OmegaConf.load(folder / "architecture" / f"{architecture}.yaml").get("defaults", [])
+    overridden = (str(key) for entry in defaults if OmegaConf.is_dict(entry) for key in entry)
+    return {key.removeprefix("override ").lstrip("/") for key in overridden}
+
+
 def closest_first(word: str, allowed: Iterable[str]) -> str:
     """The allowed words, the most similar to `word` first, as a list in a sentence."""
     ratio = {name: difflib.SequenceMatcher(None, word, name).ratio() for name in allowed}
@@ -166,10 +173,8 @@ def _check_bounds(settings: DictConfig) -> None:
     for item in fields(Settings):
         least = item.metadata.get("least")
         value = settings[item.name]
-        if least is None or value is None:
-            continue
         values = list(value) if OmegaConf.is_list(value) else [value]
-        if any(number < least for number in values):
+        if least is not None and value is not None and any(number < least for number in values):
             raise UserError(f"{item.name}={value}: {item.name} is at least {least}")
         if OmegaConf.is_list(value) and (not values or len(set(values)) < len(values)):
             raise UserError(f"{item.name}={value}: give at least one, each only once")

@@ -61,14 +61,17 @@ FURTHER = [
 ]
 
 
-def write_figures(table: pd.DataFrame, by_seed: pd.DataFrame, folder: Path, scale: str) -> list[Path]:
-    """Draw both figures from the main table and each base seed's averages; returns the four files."""
+def write_figures(table: pd.DataFrame, by_seed: pd.DataFrame, folder: Path, scale: str, suffix: str = "") -> list[Path]:
+    """Draw both figures from the main table and each base seed's averages; returns the four files.
+
+    suffix: of the files' names, before .svg and .png.
+    """
     with matplotlib.rc_context(SETTINGS):
         drawn = {
             "accuracy_vs_frames": accuracy_vs_frames(table, by_seed, scale),
             "accuracy_vs_prefill_flops": accuracy_vs_prefill_flops(table, by_seed, scale),
         }
-        return [path for name, figure in drawn.items() for path in _save(figure, Path(folder) / name)]
+        return [path for name, figure in drawn.items() for path in _save(figure, Path(folder) / f"{name}{suffix}")]
 
 
 def accuracy_vs_frames(table: pd.DataFrame, by_seed: pd.DataFrame, scale: str) -> Figure:

@@ -12,7 +12,7 @@ BASELINE = ("self_attention", 16)
 MARK = "†"  # after the name of a row with failures
 
 SCALES = {
-    "mini": "Mini scale: a model of about a million parameters or less, trained from scratch in minutes, on "
+    "mini": "Mini scale: a model of about a quarter of a million parameters, trained from scratch in minutes, on "
     "procedural videos in the five benchmarks' formats. The scores are not those of the published ones.",
 }
 GAIN = (
@@ -34,13 +34,14 @@ NO_BASELINE = (
     "among the rows."
 )
 LATENCY = (
-    "prefill ms, ms per token: median wall time of the mini model's prefill and of one further token, one "
-    "video at a time, all architectures interleaved, on this machine."
+    "prefill ms, ms per token: median wall time on this machine of the mini model, one video, 64 text tokens, one "
+    "thread, all architectures interleaved; prefill from the encoder's features to the first token's logits (so with "
+    "projector and compressor, unlike the FLOP column), then of one further token."
 )
 CONTROLS = (
     "Differences: the line's score minus compressor_only's on the same questions, in percentage points. "
     "gate_closed: the warm-up scalars of the trained model set to 0; other_video: its slow tokens taken from "
-    "another video of the same task. A control passes if its average's interval does not lie above 0. p: "
+    "another video of the same benchmark. A control passes if its average's interval does not lie above 0. p: "
     "exact McNemar test over all questions, the largest over base seeds; it takes questions as independent."
 )
 

@@ -27,6 +27,9 @@ from harness.stages import Attempt, Stage, attempt_stage, resolve
 MEMORY_PER_JOB = 2.5e9  # bytes: torch, a mini model in training and its frozen features
 SECONDS_BETWEEN_LOOKS = 0.5
 SECONDS_TO_LEAVE = 5.0
+# Threads of arithmetic per worker: always the same, for the order of a sum, and with it its last bits, depends on
+# them. A run resumed on other cores or with other `jobs` must compute the same floats.
+THREADS = 1
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -127,7 +130,7 @@ def _run_in_workers(
     ) as overall:
         state = Run(attempts, set(waiting), set(done), display, overall)
         order = sorted(waiting, key=lambda name: -_path_weight(name, attempts))
-        with _workers(n_workers, max(1, _cores() // n_workers)) as workers:
+        with _workers(n_workers) as workers:
             while _hand_out(state, workers, order):
                 _listen(state, workers)
                 _advance_overall(state, weights, workers)
@@ -164,7 +167,7 @@ def _listen(run: Run, workers: list[Worker]) -> None:
             continue
         try:
             message = worker.pipe.recv()
-        except EOFError:  # the worker is gone
+        except (EOFError, OSError):  # the worker is gone, perhaps in the middle of a message
             worker.process.join()
             if worker.attempt is not None:
                 code = worker.process.exitcode
@@ -211,10 +214,10 @@ def _sentence(run: Run, total: int) -> str:
 
 
 @contextmanager
-def _workers(number: int, threads: int) -> Iterator[list[Worker]]:
-    """Worker processes with `threads` threads of arithmetic each, ended on the way out whatever they do."""
+def _workers(number: int) -> Iterator[list[Worker]]:
+    """Worker processes with `THREADS` threads of arithmetic each, ended on the way out whatever they do."""
     before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(threads)))  # a spawned process inherits them
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(THREADS)))  # a spawned process inherits them
     workers: list[Worker] = []
     try:
         workers += [_start_worker() for _ in range(number)]

@@ -15,6 +15,12 @@ from harness.errors import UserError
 UNPARSED = "unparsed"  # an answer without an offered option's letter: the model's mistake, not a failure
 EMPTY_ANSWER = "empty answer"
 
+SCORING = (
+    *(f"harness.{name}" for name in ("evaluate", "journal", "lmms_plugin", "lmms_requests", "video", "benchmarks")),
+    "architectures",
+)
+"""Modules and packages whose code shapes answers and scores."""
+
 Key = tuple[str, int]
 """(lmms-eval task, number of the question within it)."""
 

@@ -23,7 +23,7 @@ from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
 from harness.errors import UserError
-from harness.journal import EMPTY_ANSWER, UNPARSED, Entry, Journal, Key
+from harness.journal import EMPTY_ANSWER, SCORING, UNPARSED, Entry, Journal, Key
 from harness.lmms_requests import (
     Question,
     cut,
@@ -34,10 +34,13 @@ from harness.lmms_requests import (
     videos_of,
 )
 from harness.progress import Display, Progress
+from harness.provenance import library_versions
+from harness.settings import Control
+from harness.stages import code_hash
 from harness.video import MISSING, SAMPLING_RULE, Decoded, VideoError, decode_ahead
 
 MODEL_ID = "slowfast_mllm"
-CONTROLS = ("none", "gate_closed", "other_video")
+CONTROLS = tuple(control.value for control in Control)
 DEFAULT_BATCH = 32
 Videos = dict[Path, Decoded | VideoError]
 
@@ -162,6 +165,8 @@ class SlowFastMLLM(lmms):
             "sampling": SAMPLING_RULE,
             "control": self.control,
             "batch": self.batch,
+            "code": code_hash(SCORING),
+            "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
             "prompts": _digest((*q.key, q.prompt, q.max_new_tokens, q.until) for q in ordered),
             "videos": _digest((*q.key, q.path.name if q.path else "", sizes[q.path]) for q in ordered),
         }

@@ -29,8 +29,12 @@ class Provenance:
 def provenance(source: Path = Path(__file__)) -> Provenance:
     """Commit of the checkout that tracks `source` (null if none does), versions, and this machine."""
     commit, dirty = code_state(source)
-    versions = {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
-    return Provenance(commit, dirty, versions, processor())
+    return Provenance(commit, dirty, library_versions(), processor())
+
+
+def library_versions() -> dict[str, str]:
+    """Version of Python and of `PACKAGES`, by name."""
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
 def code_state(source: Path) -> tuple[str | None, bool | None]:

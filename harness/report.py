@@ -13,7 +13,7 @@ from harness.benchmarks import BENCHMARKS
 from harness.errors import UserError
 from harness.foot import BASELINE
 from harness.paths import write_text
-from harness.rows import KEYS
+from harness.rows import CONTROLLED, KEYS, REFERENCE, seed_suffix
 from harness.statistics import AVERAGE, Scores
 
 CHANCE = "chance"
@@ -50,8 +50,6 @@ COLUMNS = {
 
 ORDER = ("self_attention", "compressor_only", "slow_fast", "slow_fast_official")
 """Architectures in the order of the table; others follow by name."""
-CONTROLLED = ("compressor_only", 128, "none")
-"""What a control is compared with: the same fast tokens, no cross-attention."""
 
 
 def main_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
@@ -94,28 +92,32 @@ def family_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
 def write_main_table(
     rows: pd.DataFrame, samples: pd.DataFrame, out_dir: Path, console: Console | None = None
 ) -> pd.DataFrame:
-    """Write out_dir/tables/main_SCALE.{csv,md,tex} and out_dir/figures/, print the table, and return it."""
+    """Write out_dir/tables/main_SCALE.{csv,md,tex} and out_dir/figures/, print the table, and return it.
+
+    The files' names end in `rows.seed_suffix` of the rows' seed.
+    """
     rows, samples = _sorted(_without_controls(rows)), _without_controls(samples)
     table = main_table(rows, samples)
-    name = f"main_{_shared(rows, 'scale')}"
+    suffix = seed_suffix(_shared(rows, "seed"))
+    name = f"main_{_shared(rows, 'scale')}{suffix}"
     by_seed, by_family = seed_table(rows), family_table(rows, samples)
     title = f"Slow-fast against its baselines, {_shared(rows, 'scale')} scale"
     unparsed = rows.groupby(["architecture", "frames"])["unparsed"].sum()
     blocks = layout.main_blocks(table, by_seed, by_family, unparsed)
-    figures.write_figures(table, by_seed, Path(out_dir) / "figures", _shared(rows, "scale"))
+    figures.write_figures(table, by_seed, Path(out_dir) / "figures", _shared(rows, "scale"), suffix)
     _write(Path(out_dir) / "tables" / name, table, blocks, title, foot.foot(rows, samples), console)
     return table
 
 
 def controls_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """slow_fast as trained and under each control, minus `CONTROLLED`, on the same questions.
+    """slow_fast as trained and under each control, minus `REFERENCE`, on the same questions.
 
     Columns: architecture, frames, control, seeds; for every score NAME, NAME_lo, NAME_hi in percentage
     points; p_largest (exact McNemar over all questions, the largest over base seeds); gain (whether
     average_lo > 0).
     """
     chosen = rows["frames"].eq(CONTROLLED[1]) & (
-        rows["control"].ne("none") | rows["architecture"].isin(["slow_fast", CONTROLLED[0]])
+        rows["control"].ne("none") | rows["architecture"].isin([CONTROLLED[0], REFERENCE[0]])
     )
     rows = rows[chosen]
     keys = pd.MultiIndex.from_frame(rows[statistics.SETTING])
@@ -123,13 +125,13 @@ def controls_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     scores = _scores(rows, samples)
     lines = []
     for setting in sorted(scores.settings, key=lambda each: (each[2] != "none", each)):
-        if setting == CONTROLLED:
+        if setting == REFERENCE:
             continue
         line = dict(zip(statistics.SETTING, setting, strict=True)) | {"seeds": rows["base_seed"].nunique()}
-        for found in statistics.paired(scores, setting, CONTROLLED).itertuples():
+        for found in statistics.paired(scores, setting, REFERENCE).itertuples():
             name = found.benchmark
             line |= {name: found.difference, f"{name}_lo": found.lo, f"{name}_hi": found.hi}
-        line["p_largest"] = statistics.mcnemar(samples, setting, CONTROLLED)["p"].max()
+        line["p_largest"] = statistics.mcnemar(samples, setting, REFERENCE)["p"].max()
         lines.append(line | {"gain": bool(line[f"{AVERAGE}_lo"] > 0)})
     if not lines:
         raise UserError("no row to compare with compressor_only at 128 frames; run the controls first.")
@@ -140,17 +142,18 @@ def controls_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
 def write_controls_table(
     rows: pd.DataFrame, samples: pd.DataFrame, out_dir: Path, console: Console | None = None
 ) -> pd.DataFrame:
-    """Write out_dir/tables/controls_SCALE.{csv,md,tex}, print the table, and return it.
+    """Write out_dir/tables/controls_SCALE.{csv,md,tex}, print the table, and return it; names as the main table's.
 
     rows, samples: the controls' together with the main table's.
     """
     table = controls_table(rows, samples)
     rows = _sorted(rows[rows["frames"].eq(CONTROLLED[1])])
     scale = _shared(rows, "scale")
-    title = f"Controls: slow_fast minus {CONTROLLED[0]} at {CONTROLLED[1]} frames, {scale} scale"
+    title = f"Controls: {CONTROLLED[0]} minus {REFERENCE[0]} at {CONTROLLED[1]} frames, {scale} scale"
     lines = foot.controls_foot(rows, samples[samples["frames"].eq(CONTROLLED[1])])
     blocks = [layout.controls_block(table)]
-    _write(Path(out_dir) / "tables" / f"controls_{scale}", table, blocks, title, lines, console)
+    name = f"controls_{scale}{seed_suffix(_shared(rows, 'seed'))}"
+    _write(Path(out_dir) / "tables" / name, table, blocks, title, lines, console)
     return table
 
 

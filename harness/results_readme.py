@@ -5,8 +5,8 @@ from pathlib import Path
 
 from harness.foot import BASELINE
 from harness.paths import write_text
-from harness.report import COLUMNS, CONTROLLED, SCORES
-from harness.rows import SAMPLE_COLUMNS, SCHEMA_VERSION, Row
+from harness.report import COLUMNS, SCORES
+from harness.rows import REFERENCE, SAMPLE_COLUMNS, SCHEMA_VERSION, Row
 
 README = Path("results") / "README.md"
 INTRODUCTION = """# Results
@@ -25,6 +25,9 @@ replaced, minus the compressor alone |
 | `figures/*.{svg,png}` | the main table drawn |
 | `runs/` | where training and evaluation keep their work; not in git |
 
+Tables and figures of seed 0 have these plain names; those of any other seed N end in `_seedN`, as in
+`tables/main_mini_seed1.csv` and `figures/accuracy_vs_frames_seed1.svg`.
+
 Tables and figures are made from `rows/` alone, and the same rows give the same bytes. Nothing else reads
 `rows/`: a fresh clone trains, evaluates and measures for itself.
 """
@@ -33,8 +36,8 @@ CONTROLS_COLUMNS = {
     "frames": "frames sampled from each video",
     "control": "`none`: as trained; `gate_closed`: warm-up scalars 0; `other_video`: another's slow tokens",
     "seeds": "number of base seeds pooled",
-    "NAME, NAME_lo, NAME_hi": f"for NAME in {', '.join(SCORES)}: its score minus that of {CONTROLLED[0]} at "
-    f"{CONTROLLED[1]} frames on the same questions, percentage points, and the 95% interval",
+    "NAME, NAME_lo, NAME_hi": f"for NAME in {', '.join(SCORES)}: its score minus that of {REFERENCE[0]} at "
+    f"{REFERENCE[1]} frames on the same questions, percentage points, and the 95% interval",
     "p_largest": "exact McNemar test over all questions, the largest p over base seeds",
     "gain": "whether the average's interval lies above 0",
 }

@@ -29,6 +29,11 @@ UNPARSED = "unparsed"  # an answer without an option's letter: the model's mista
 KEYS = ["architecture", "frames", "control", "base_seed"]
 """What tells one row of a table from another."""
 
+CONTROLLED = ("slow_fast", 128, "none")
+"""The row whose slow tokens the controls take away: architecture, frames, control."""
+REFERENCE = ("compressor_only", 128, "none")
+"""What a control is compared with: the same fast tokens, no cross-attention."""
+
 SAMPLE_COLUMNS = {
     "architecture": "as in the row",
     "frames": "as in the row",
@@ -63,7 +68,7 @@ class Row(BaseModel):
 
     schema_version: Literal[1] = Field(SCHEMA_VERSION, description="version of this schema")
     table: str = Field(description="the table the row was made for: `main`, `controls`")
-    scale: str = Field(description="`mini`: a model of about a million parameters on procedural videos")
+    scale: str = Field(description="`mini`: a model of about a quarter of a million parameters on procedural videos")
     architecture: str = Field(description="name in the Hydra group `architecture`")
     frames: int = Field(ge=1, description="frames sampled from each video")
     control: str = Field("none", description="`none`, `gate_closed` or `other_video` (whose slow tokens)")
@@ -174,6 +179,11 @@ def make_row(
         **{"flop_stages": {}, **cost},
     )
     return _checked(fields, f"the row {architecture} @ {frames} frames, base seed {base_seed}")
+
+
+def seed_suffix(seed: int) -> str:
+    """What ends the names of tables and figures: "" for seed 0, "_seedN" for any other seed N."""
+    return f"_seed{seed}" if seed else ""
 
 
 def rows_name(table: str, scale: str, seed: int) -> str:

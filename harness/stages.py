@@ -20,6 +20,7 @@ from filelock import FileLock, Timeout
 
 from harness.paths import write_text
 from harness.progress import Progress
+from harness.provenance import library_versions, provenance
 
 DESCRIPTION = "stage.json"
 
@@ -64,15 +65,17 @@ class Attempt:
         return self.final.with_name(f".{self.final.name}.lock")
 
 
-def resolve(stages: Iterable[Stage], directory: Path) -> dict[str, Attempt]:
+def resolve(stages: Iterable[Stage], directory: Path, versions: Mapping[str, str] | None = None) -> dict[str, Attempt]:
     """Every stage's folder under `directory`, in an order in which each comes after what it needs.
 
+    versions: of Python and the libraries, by name; None: those in use.
     Raises ValueError for two stages of one name, a need that is no stage, or a circle.
     """
     waiting = list(stages)
     names = [stage.name for stage in waiting]
     if len(set(names)) < len(names):
         raise ValueError(f"two stages share a name: {sorted(n for n in set(names) if names.count(n) > 1)}")
+    versions = library_versions() if versions is None else versions
     attempts: dict[str, Attempt] = {}
     codes: dict[tuple[str, ...], str] = {}
     while waiting:
@@ -85,16 +88,17 @@ def resolve(stages: Iterable[Stage], directory: Path) -> dict[str, Attempt]:
             modules = tuple(sorted({stage.function.partition(":")[0], *stage.sources}))
             if modules not in codes:
                 codes[modules] = code_hash(modules)
-            key = stage_key(stage, {p: attempts[need].key for p, need in stage.needs.items()}, codes[modules])
+            needs = {parameter: attempts[need].key for parameter, need in stage.needs.items()}
+            key = stage_key(stage, needs, codes[modules], versions)
             folders = {parameter: attempts[need].final for parameter, need in stage.needs.items()}
             attempts[stage.name] = Attempt(stage, key, directory / f"{stage.name}-{key}", folders)
         waiting = [stage for stage in waiting if stage not in ready]
     return attempts
 
 
-def stage_key(stage: Stage, needs: Mapping[str, str], code: str) -> str:
-    """A hash of what determines a stage's result: function, arguments, what it builds on, and the code."""
-    determined_by = [stage.function, dict(stage.kwargs), dict(needs), code]
+def stage_key(stage: Stage, needs: Mapping[str, str], code: str, versions: Mapping[str, str]) -> str:
+    """A hash of what determines a result: function, arguments, what it builds on, the code, the libraries."""
+    determined_by = [stage.function, dict(stage.kwargs), dict(needs), code, dict(versions)]
     return hashlib.sha256(json.dumps(determined_by, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -140,7 +144,7 @@ def attempt_stage(attempt: Attempt, progress: Progress) -> float:
         if attempt.final.is_dir():
             return 0.0
         attempt.work.mkdir(exist_ok=True)
-        started = time.monotonic()
+        made_by, started = provenance(), time.monotonic()
         arguments = {**attempt.folders, **attempt.stage.kwargs, **attempt.stage.aside}
         find_function(attempt.stage.function)(out=attempt.work, progress=progress, **arguments)
         seconds = time.monotonic() - started
@@ -151,6 +155,7 @@ def attempt_stage(attempt: Attempt, progress: Progress) -> float:
             "kwargs": dict(attempt.stage.kwargs),
             "needs": {parameter: folder.name for parameter, folder in attempt.folders.items()},
             "seconds": round(seconds, 2),  # of the attempt that finished it
+            "made_by": made_by.fields(),  # of that attempt, too
         }
         write_text(attempt.work / DESCRIPTION, json.dumps(description, indent=2) + "\n")
         attempt.work.rename(attempt.final)

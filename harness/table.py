@@ -1,6 +1,6 @@
 """The plan of a table: which stages make its rows, and how a finished stage becomes a row.
 
-suite --------------------------------------------------------------+
+suite (made before all of this) ------------------------------------+
 encoder --> pool --> base (per base seed) --> model (per row) --> scores (per row) --> row
 cost (per architecture) ----------------------------------------------------------------^
 latency (all rows in turn, alone on the machine) ---------------------------------------^
@@ -8,26 +8,31 @@ latency (all rows in turn, alone on the machine) -------------------------------
 
 import json
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from harness.compose import compose
+from harness.compose import compose, own_groups
 from harness.errors import UserError
-from harness.mini.suite import suite_state
+from harness.journal import SCORING
+from harness.mini.recipes import BaseTraining
+from harness.mini.suite import load_suite, suite_state
+from harness.mini.training import adapt_training_seed, base_training_seed
+from harness.mini.world import development_seed, evaluation_seed, training_seed
 from harness.models import check_variant, model_config, plain, variant_of
-from harness.provenance import provenance
-from harness.rows import Row, make_row
+from harness.provenance import Provenance
+from harness.rows import CONTROLLED, Row, make_row
+from harness.settings import Control
 from harness.stages import DESCRIPTION, Stage
 from harness.video import SAMPLING_RULE
 
 POOL_PARTS = 4
 TEXT_TOKENS = 64
 PAPER = ("scale=paper", "encoder=convnext_xxlarge")
-CONTROLS = ("gate_closed", "other_video")
-CONTROLLED = ("slow_fast", 128)  # the row whose slow tokens the controls take away
+CONTROLS = tuple(control.value for control in Control if control is not Control.none)
 VARIANT_GROUPS = ("architecture", "compressor", "gate", "placement", "scope", "slow_tokens")
 
 WORLD = tuple(f"harness.mini.{name}" for name in ("world", "clips", "questions", "schema"))
@@ -36,10 +41,6 @@ LEARNING = (
     *WORLD,
     *(f"harness.mini.{name}" for name in ("recipes", "stream", "pool", "tokenizer", "initialise")),
     *(f"harness.{name}" for name in ("train", "packing", "video", "benchmarks")),
-    "architectures",
-)
-SCORING = (
-    *(f"harness.{name}" for name in ("evaluate", "lmms_plugin", "lmms_requests", "video", "benchmarks")),
     "architectures",
 )
 
@@ -55,7 +56,7 @@ class Cell:
     def parse(cls, text: str, allowed: Sequence[str]) -> "Cell":
         """From "ARCHITECTURE@FRAMES"; anything else is a UserError."""
         architecture, at, frames = text.partition("@")
-        if architecture not in allowed or not at or not frames.isdigit() or int(frames) < 1:
+        if architecture not in allowed or not at or not frames.isdecimal() or int(frames) < 1:
             raise UserError(
                 f"rows: '{text}' is not ARCHITECTURE@FRAMES such as slow_fast@128; "
                 f"architectures are {', '.join(allowed)}"
@@ -69,45 +70,69 @@ class Cell:
 class Plan:
     """The stages of a table under given settings; `overrides` are the settings that were typed.
 
-    Raises UserError, before any work, for a row that cannot be built or a suite that is none.
+    An architecture keeps the groups that its own YAML chooses, whatever was typed: `compressor_only` stays
+    what its name says while `compressor=...` changes the other rows.
+
+    Raises UserError, before any work, for a row that cannot be built, a seed or a size out of range, or an
+    override that no row takes.
     """
 
     def __init__(self, settings: DictConfig, overrides: Sequence[str], cells: Sequence[Cell]):
         self.settings, self.scale = settings, settings.scale
         self.cells = list(cells)
+        self.suite: Path | None = None
+        evaluation_seed(settings.seed)  # it and the next refuse what is out of range
+        for base_seed in settings.base_seeds:
+            base_training_seed(settings.seed, base_seed)
+        check_scale(self.scale)
+        if len(set(cells)) < len(cells):
+            raise UserError(f"rows={[str(cell) for cell in cells]}: give each row only once")
         typed = [text for text in overrides if not text.startswith(("architecture=", "frames="))]
-        self.of_architecture = {
-            name: compose([*typed, f"architecture={name}"]) for name in {cell.architecture for cell in cells}
-        }
+        taken = {name: taken_by(name, typed) for name in {cell.architecture for cell in cells}}
+        for text in typed:
+            if not any(text in its for its in taken.values()):
+                names, group = " and ".join(sorted(taken)), group_of(text)
+                raise UserError(f"{text} changes no row: {group} is fixed in {names}; leave it out")
+        self.of_architecture = {name: compose([*its, f"architecture={name}"]) for name, its in taken.items()}
         variant = [text for text in typed if group_of(text) in VARIANT_GROUPS]
-        self.at_7b = {name: compose([*variant, *PAPER, f"architecture={name}"]) for name in self.of_architecture}
+        self.at_7b = {
+            name: compose([*(text for text in its if text in variant), *PAPER, f"architecture={name}"])
+            for name, its in taken.items()
+        }
         others = [text for text in typed if text not in variant]
         self.base_settings = compose([*others, "architecture=self_attention"])
         for cell in cells:
             check_variant(self.of_architecture[cell.architecture], cell.frames)
-        self.suite_state = None if settings.suite is None else suite_state(Path(settings.suite))
+
+    def on(self, suite: Path) -> "Plan":
+        """This plan, its rows scored on the suite in the folder `suite`; UserError if that is none."""
+        plan = copy(self)
+        plan.suite, plan.suite_state = suite.resolve(), suite_state(suite)
+        return plan
 
     # ------------------------------------------------------------------------------------------- stages
 
     def stages(self, controls: Sequence[str] = ()) -> list[Stage]:
-        """Everything but latency; `controls` adds their evaluations of the controlled row."""
-        shared = [self.suite(), self.encoder(), *self.pool(), *map(self.base, self.settings.base_seeds)]
-        of_rows = [
-            stage
-            for base_seed in self.settings.base_seeds
-            for cell in self.cells
-            for stage in (self.model(cell, base_seed), self.scores(cell, base_seed))
-        ]
-        of_controls = [
-            self.scores(Cell(*CONTROLLED), base_seed, control)
-            for base_seed in self.settings.base_seeds
-            for control in controls
-        ]
-        return [*shared, *map(self.cost, sorted(self.of_architecture)), *of_rows, *of_controls]
+        """Everything but latency; `controls` adds their evaluations of the controlled row.
+
+        Only of a plan that is `on` a suite.
+        """
+        base_seeds = self.settings.base_seeds
+        costs = map(self.cost, sorted(self.of_architecture))
+        of_rows = [self.scores(cell, base_seed) for base_seed in base_seeds for cell in self.cells]
+        controlled = Cell(*CONTROLLED[:2])
+        of_controls = [self.scores(controlled, base_seed, control) for base_seed in base_seeds for control in controls]
+        return [*self.training(), *costs, *of_rows, *of_controls]
+
+    def training(self) -> list[Stage]:
+        """All that trains: it needs no suite."""
+        base_seeds = self.settings.base_seeds
+        shared = [self.encoder(), *self.pool(), *map(self.base, base_seeds)]
+        return [*shared, *(self.model(cell, base_seed) for base_seed in base_seeds for cell in self.cells)]
 
     def needed_by(self, wanted: Sequence[str]) -> list[Stage]:
-        """The stages called `wanted`, and all that these need."""
-        stages = {stage.name: stage for stage in self.stages()}
+        """The training stages called `wanted`, and all that these need."""
+        stages = {stage.name: stage for stage in self.training()}
         needed: dict[str, Stage] = {}
         queue = list(wanted)
         while queue:
@@ -115,22 +140,6 @@ class Plan:
             needed[stage.name] = stage
             queue += stage.needs.values()
         return list(needed.values())
-
-    def suite(self) -> Stage:
-        """The evaluation suite, made in the cache (or the folder that the settings name)."""
-        kwargs = {
-            "seed": self.settings.seed,
-            "sizes": self.scale.suite,
-            "suite": self.settings.suite,
-            "state": self.suite_state,
-        }
-        return Stage(
-            "suite",
-            "harness.table_stages:suite_stage",
-            kwargs,
-            weight=60,
-            sources=(*WORLD, "harness.mini.suite"),
-        )
 
     def encoder(self) -> Stage:
         """The encoder of the seed."""
@@ -186,17 +195,16 @@ class Plan:
         return Stage(model_name(cell, base_seed), function, kwargs, needs, weight, LEARNING)
 
     def scores(self, cell: Cell, base_seed: int, control: str = "none") -> Stage:
-        """One row's evaluation."""
+        """One row's evaluation: of the suite, what is in it shapes the result, and not where it is."""
         kwargs = {
-            "seed": self.settings.seed,
-            "sizes": self.scale.suite,
-            "suite_folder": self.settings.suite,
+            "suite_state": self.suite_state,
             "frames": cell.frames,
             "control": control,
             "batch_size": self.settings.batch_size,
         }
-        needs = {"checkpoint": model_name(cell, base_seed), "suite": "suite"}
-        function, aside = "harness.table_stages:scores_stage", {"workers": self.settings.workers}
+        needs = {"checkpoint": model_name(cell, base_seed)}
+        aside = {"suite": self.suite, "workers": self.settings.workers}
+        function = "harness.table_stages:scores_stage"
         return Stage(scores_name(cell, base_seed, control), function, kwargs, needs, 25, SCORING, aside)
 
     def cost(self, architecture: str) -> Stage:
@@ -242,15 +250,15 @@ class Plan:
             control=control,
             base_seed=base_seed,
             seed=seed,
-            seeds={"suite": seed, "training_clips": seed, "base": base_seed, "adapt": 1_000 + base_seed},
-            config=plain(settings),
+            seeds=seeds_of(seed, base_seed),
+            config={**plain(settings), "frames": cell.frames, "suite": None},  # the fingerprint says which suite
             content_hash=scores.name.rpartition("-")[2],
-            suite_fingerprint=read_json(folders["suite"] / "suite.json")["fingerprint"],
+            suite_fingerprint=load_suite(self.suite)["fingerprint"],
             sampling=SAMPLING_RULE,
             cost=self.cost_of(folders, cell),
             timings=self.timings(folders, cell, base_seed, control),
             disclosures=self.disclosures(folders, base_seed),
-            made_by=provenance(),
+            made_by=Provenance(**read_json(scores / DESCRIPTION)["made_by"]),
         )
         return row, evaluation
 
@@ -274,29 +282,69 @@ class Plan:
     def disclosures(self, folders: dict[str, Path], base_seed: int) -> list[str]:
         """What a reader must know of the recipe and of this base."""
         base, recipe = read_json(folders[f"base{base_seed}"] / "base.json"), self.scale.base
-        reading = f"{recipe.first_layer_reading:.0%}"
         families = ", ".join(f"{family} {share:.0%}" for family, share in base["accuracy"].items())
         passed = "passes" if base["passed"] else "FAILS"
         return [
-            f"Base training lets text read the video in the first decoder layer only in {reading} of its "
-            "batches (scale.base.first_layer_reading): slow-fast's copied K/V suit such a base.",
-            f"Base training shows at most {BASE_FRAMES} frames, chosen to hold the events asked about; "
-            "adaptation and evaluation sample uniformly.",
-            "Encoder and base are trained from scratch here and shared by all rows of a base seed; every row "
-            f"then gets the same {self.scale.adapt.steps} adaptation steps, data order and learning rates "
-            f"(gates: times {self.scale.adapt.gate_lr_factor:g}).",
+            f"First-layer reading: in {recipe.first_layer_reading:.0%} of base training's batches text may read the "
+            "video in the decoder's first layer only (scale.base.first_layer_reading). Slow-fast's copied keys and "
+            "values profit from such a base; in a pre-study on two bases trained without the rule (another "
+            "implementation, not repeated here), slow-fast did not beat the compressor alone.",
+            "What is salient is what is asked about here, so a selector that picks 16 salient frames may do as well "
+            "without a slow path: that rival, and distractors, are not in this table.",
+            f"Base training further: clips of 5 to {BaseTraining.FRAMES_AT_MOST} frames chosen to hold the events "
+            f"asked about (full length from step {recipe.all_frames_from}), captions of single frames for "
+            f"{recipe.alignment_steps} steps, {recipe.text_only:.1%} text-only questions, families drawn by running "
+            f"loss + {recipe.balance:g}, frames in random order with their true times in {recipe.shuffle:.0%} of "
+            "batches, queries initialised like keys. Adaptation and evaluation sample uniformly.",
+            "One encoder and one pool of training clips (features kept as float16) serve all base seeds, one base all "
+            f"rows of its seed. Every row gets the same {self.scale.adapt.steps} adaptation steps, data order and "
+            f"learning rates (gates: times {self.scale.adapt.gate_lr_factor:g}), whether or not it has converged by "
+            "then. Losses: word, letter, end, and the word right after the question.",
+            f"Gate of the hybrid layers, slow_fast_official's too: {plain(self.settings.gate)} (the official code's "
+            "dynamic gate starts at bias 0).",
             "Answers are a word, then the option's letter; each benchmark's fixed instruction is one token.",
             f"Its words on held-out key frames are right in {base['mean']:.0%} of cases ({families}): it {passed} the "
             f"threshold of {base['threshold']:.0%}.",
         ]
 
 
-BASE_FRAMES = 16
+def seeds_of(seed: int, base_seed: int) -> dict[str, int]:
+    """Every seed derived from SEED and a base seed, by what it draws."""
+    return {
+        "evaluation_clips": evaluation_seed(seed),
+        "training_clips": training_seed(seed),
+        "development_clips": development_seed(seed),
+        "encoder": training_seed(seed),
+        "base": base_training_seed(seed, base_seed),
+        "adapt": adapt_training_seed(seed, base_seed),
+    }
 
 
 def group_of(override: str) -> str:
     """The group or setting that an override such as `gate.bias=0` is about."""
     return override.partition("=")[0].partition(".")[0]
+
+
+def taken_by(architecture: str, typed: Sequence[str]) -> list[str]:
+    """The typed overrides that an architecture takes: not those of the groups that its own YAML chooses."""
+    own = own_groups(architecture)
+    return [text for text in typed if group_of(text) not in own]
+
+
+def check_scale(scale: DictConfig) -> None:
+    """UserError for sizes that training would stumble over; a scale that only counts has none."""
+    if "adapt" not in scale:
+        return
+    for part in ("encoder_training", "base", "adapt"):
+        for name in ("steps", "clips", "batch", "videos", "questions"):
+            if name in scale[part] and scale[part][name] < 1:
+                raise UserError(f"scale.{part}.{name}={scale[part][name]}: it is at least 1")
+    least = max(scale.base.videos, scale.adapt.videos, POOL_PARTS)
+    if scale.pool_clips < least:
+        raise UserError(
+            f"scale.pool_clips={scale.pool_clips}: it is at least {least}, so that each step can draw different "
+            f"videos (scale.base.videos={scale.base.videos}, scale.adapt.videos={scale.adapt.videos})"
+        )
 
 
 def model_name(cell: Cell, base_seed: int) -> str:

@@ -1,7 +1,6 @@
-"""The stages of a table that are not training: suite, evaluation, FLOPs, latency; the plan is in `table`."""
+"""The stages of a table that are not training: evaluation, FLOPs, latency; the plan is in `table`."""
 
 import json
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,44 +9,26 @@ from harness.paths import write_text
 from harness.progress import Progress
 
 
-def suite_stage(out: Path, progress: Progress, seed: int, sizes: str, suite: str | None, state: str | None) -> None:
-    """Makes the suite in the cache, or finds it; `suite.json` is a copy of its description.
-
-    `state` stands for what is in the named folder: another state makes this another stage.
-    """
-    shutil.copy(find_suite(seed, sizes, suite, progress) / "suite.json", out / "suite.json")
-
-
-def find_suite(seed: int, sizes: str, suite: str | None, progress: Progress) -> Path:
-    """The folder of the suite: the one named, or that of the seed, made again if the cache was emptied."""
-    from harness.mini.suite import SIZES, build_suite, load_suite
-
-    if suite is not None:
-        load_suite(Path(suite))
-        return Path(suite)
-    return build_suite(seed, SIZES[sizes], None, 1, progress)
-
-
 def scores_stage(
     out: Path,
     progress: Progress,
     checkpoint: Path,
     suite: Path,
-    seed: int,
-    sizes: str,
-    suite_folder: str | None,
+    suite_state: str,
     frames: int,
     control: str,
     batch_size: int,
     workers: int,
 ) -> None:
-    """Evaluates a checkpoint: `samples.parquet`, `scores.json`, the journal. `suite` is the suite's stage."""
+    """Evaluates a checkpoint on the suite in the folder `suite`: `samples.parquet`, `scores.json`, the journal.
+
+    `suite_state` stands for what is in that folder: another state makes this another stage.
+    """
     from harness.evaluate import evaluate
     from harness.mini.training import quiet
 
     quiet()
-    folder = find_suite(seed, sizes, suite_folder, progress)
-    evaluate(checkpoint, folder, out, frames, control, batch_size, workers, progress)
+    evaluate(checkpoint, suite, out, frames, control, batch_size, workers, progress)
 
 
 def cost_stage(

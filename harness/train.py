@@ -36,7 +36,7 @@ class Optimisation:
     betas: tuple[float, float] = (0.9, 0.98)
     max_grad_norm: float = 1.0
     lr_factors: dict[str, float] = field(default_factory=dict)
-    save_every: int = 50
+    save_every: int = 20
 
 
 class Recipe(Protocol):

@@ -161,4 +161,6 @@ def _video_stream(container: av.container.InputContainer, path: Path) -> av.Vide
 
 
 def _truncated(path: Path, decodable: int, promised: int) -> VideoError:
-    return VideoError(f"{path}: truncated, only {decodable} of {promised} frames can be decoded; restore the file")
+    return VideoError(
+        f"{path}: truncated, only {decodable} of {promised} frames can be decoded; restore the file", TRUNCATED
+    )

@@ -70,6 +70,8 @@ def test_every_setting_has_a_shipped_value_and_every_choice_composes() -> None:
         ("base_seeds=2", "base_seeds takes a list such as [0,1], each a whole number, not 2"),
         ("base_seeds=[1,1]", "base_seeds=[1, 1]: give at least one, each only once"),
         ("base_seeds=[]", "base_seeds=[]: give at least one, each only once"),
+        ("rows=[]", "rows=[]: give at least one, each only once"),
+        ("rows=[a@1,a@1]", "rows=['a@1', 'a@1']: give at least one, each only once"),
         ("control=open", "control takes one of none, gate_closed, other_video, not 'open'"),
         ("seed", "'seed' is not KEY=VALUE"),
         ("+extra=1", "'+extra=1': settings can be changed, not added"),
@@ -119,8 +121,13 @@ def test_help_lists_every_verb_setting_and_choice(capsys: pytest.CaptureFixture[
     words = {line.split()[0] for line in said.splitlines() if line.startswith("  ")}
     assert set(cli.VERBS) | {item.name for item in fields(Settings) if "group" not in item.metadata} <= words
     assert set(group_choices()) <= words
-    assert cli.main(["suite", "seed=5", "--config"]) == 0
-    assert "seed: 5\n" in capsys.readouterr().out
+    for arguments in (
+        ["suite", "seed=5", "--config"],
+        ["suite", "--config", "seed=5"],
+        ["--config", "suite", "seed=5"],
+    ):
+        assert cli.main(arguments) == 0
+        assert "seed: 5\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

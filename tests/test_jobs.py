@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -9,14 +10,16 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from rich.console import Console
 
 from harness.errors import UserError
-from harness.jobs import StagesFailed, default_jobs, run
+from harness.jobs import Run, StagesFailed, Worker, _listen, default_jobs, run
 from harness.progress import SILENT, Counter, Display, Progress, clock
+from harness.provenance import library_versions, provenance
 from harness.stages import Stage, attempt_stage, code_hash, resolve
 
 HERE = __name__
@@ -74,6 +77,7 @@ def test_stages_run_in_the_order_of_their_needs_and_only_once(tmp_path: Path, jo
     description = json.loads((folders["second"] / "stage.json").read_text())
     assert description["kwargs"] == {"amount": 10}
     assert description["needs"] == {"before": folders["first"].name}
+    assert description["made_by"] == provenance().fields()
     assert run(chain(), tmp_path, jobs=jobs, display=quiet()) == folders
     assert len((tmp_path / "calls").read_text().split()) == 3
 
@@ -105,6 +109,41 @@ def test_changed_code_changes_the_key_and_changed_comments_do_not(
         code_hash(["nowhere_at_all"])
 
 
+def test_other_libraries_change_every_key(tmp_path: Path) -> None:
+    before = resolve(chain(), tmp_path)
+    assert {name: each.key for name, each in resolve(chain(), tmp_path, library_versions()).items()} == {
+        name: each.key for name, each in before.items()
+    }
+    after = resolve(chain(), tmp_path, library_versions() | {"torch": "0.1"})
+    assert all(after[name].key != before[name].key for name in before)
+
+
+def test_a_worker_that_breaks_off_in_the_middle_of_a_message_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours, theirs = multiprocessing.Pipe()
+    theirs.send("half a message")
+    stage = Stage("s", f"{HERE}:add", {"amount": 1})
+    attempts = resolve([stage], tmp_path)
+
+    class Broken:
+        """A pipe end that is ready and cannot be read."""
+
+        fileno = ours.fileno
+
+        def recv(self) -> None:
+            raise OSError("got end of file during message")
+
+    gone = SimpleNamespace(exitcode=-9, join=lambda: None)
+    workers = [Worker(gone, Broken(), attempts["s"])]
+    monkeypatch.setattr("harness.jobs._start_worker", lambda: "a new worker")
+    display = quiet()
+    state = Run(attempts, set(), set(), display, display.progress().bar("x", total=1))
+    _listen(state, workers)
+    assert workers == ["a new worker"]
+    assert [outcome.error for outcome in state.failures] == ["its process was killed by signal 9; out of memory?"]
+
+
 def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
     stages = [
         Stage("bug", f"{HERE}:fail", {"kind": "bug"}),
@@ -128,11 +167,13 @@ def test_a_failure_stops_what_needs_it_and_nothing_else(tmp_path: Path) -> None:
     assert not attempts["bug"].final.exists()
 
 
-def test_workers_share_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_has_one_thread_whatever_the_cores_and_the_workers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("harness.jobs._cores", lambda: 6)
     stages = [Stage(f"s{amount}", f"{HERE}:add", {"amount": amount}) for amount in range(3)]
     folders = run(stages, tmp_path, jobs=2, display=quiet())
-    assert {(folder / "threads").read_text() for folder in folders.values()} == {"3"}
+    assert {(folder / "threads").read_text() for folder in folders.values()} == {"1"}
     assert default_jobs(memory_per_job=1.0) == 6
     assert default_jobs(memory_per_job=1e15) == 1
 

@@ -266,3 +266,13 @@ def test_controls_stay_out_of_the_main_table():
 
 def test_the_registry_and_the_table_name_the_same_benchmarks():
     assert [*BENCHMARKS, "average"] == NAMES
+
+
+def test_another_seeds_files_have_names_of_their_own(tmp_path):
+    rows, samples = table_run(seed=1)
+    report.write_main_table(rows, samples, tmp_path, Console(file=io.StringIO()))
+    assert {path.name for path in (tmp_path / "tables").iterdir()} == {
+        f"main_mini_seed1.{kind}" for kind in ("csv", "md", "tex")
+    }
+    assert (tmp_path / "figures" / "accuracy_vs_frames_seed1.svg").is_file()
+    assert not (tmp_path / "figures" / "accuracy_vs_frames.svg").exists()

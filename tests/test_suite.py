@@ -271,3 +271,14 @@ def test_a_contact_sheet_of_nothing_is_refused(small, tmp_path):
     with pytest.raises(UserError, match="unknown benchmark 'mvlu'"):
         contact_sheet(small, "mvlu", 0, out)
     assert not out.exists()
+
+
+def test_changed_generator_code_is_another_suite(tmp_path, monkeypatch):
+    monkeypatch.setattr("harness.mini.suite.cache_dir", lambda: tmp_path)
+    written = []
+    monkeypatch.setattr("harness.mini.suite.new_directory", lambda folder: written.append(folder.name) or 1 / 0)
+    for code in ("old", "new", "old"):
+        monkeypatch.setattr("harness.mini.suite.code_hash", lambda modules, code=code: code)
+        with pytest.raises(ZeroDivisionError):
+            suite.build_suite(0, suite.SMALL)
+    assert written[0] == written[2] != written[1]

@@ -1,5 +1,6 @@
 """The plan of a table: its stages, what their keys depend on, and mistakes that are found before any work."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -9,18 +10,18 @@ from tiny import small_suite
 from harness import cli
 from harness.compose import compose, group_choices
 from harness.errors import UserError
-from harness.mini.suite import suite_state
+from harness.mini.suite import load_suite, suite_state
 from harness.models import KV_INITS, check_variant
-from harness.stages import resolve
+from harness.stages import DESCRIPTION, resolve
 from harness.table import CONTROLS, Cell, Plan, model_name, scores_name
 
 ARCHITECTURES = group_choices()["architecture"]
 CELLS = (Cell("self_attention", 16), Cell("slow_fast", 32), Cell("slow_fast", 128))
 
 
-def plan(*overrides: str, cells: tuple[Cell, ...] = CELLS) -> Plan:
+def plan(*overrides: str, cells: tuple[Cell, ...] = CELLS, suite: Path | None = None) -> Plan:
     typed = ["scale=test", *overrides]
-    return Plan(compose(typed), typed, cells)
+    return Plan(compose(typed), typed, cells).on(suite or small_suite())
 
 
 def keys(made: Plan, controls: tuple[str, ...] = ()) -> dict[str, str]:
@@ -52,10 +53,10 @@ def of_kind(usual: dict[str, str], *kinds: str) -> set[str]:
 def test_shared_stages_are_there_once_and_rows_in_their_order() -> None:
     names = [stage.name for stage in plan().stages()]
     assert len(set(names)) == len(names)
-    shared = ["suite", "encoder", *(f"pool{i}" for i in range(4)), "development", "base0", "base1"]
+    shared = ["encoder", *(f"pool{i}" for i in range(4)), "development", "base0", "base1"]
     costs = ["cost-self_attention", "cost-slow_fast"]
-    rows = [name(cell, seed) for seed in (0, 1) for cell in CELLS for name in (model_name, scores_name)]
-    assert names == [*shared, *costs, *rows]
+    models, scores = ([name(c, seed) for seed in (0, 1) for c in CELLS] for name in (model_name, scores_name))
+    assert names == [*shared, *models, *costs, *scores]
     assert names[-1] == "scores1-slow_fast-128"
 
 
@@ -81,7 +82,8 @@ def test_the_pools_parts_are_all_of_its_clips() -> None:
 
 
 def test_training_one_row_needs_no_suite() -> None:
-    needed = {stage.name for stage in plan(cells=CELLS[1:2]).needed_by(["model0-slow_fast-32"])}
+    settings = compose(["scale=test"])
+    needed = {s.name for s in Plan(settings, ["scale=test"], CELLS[1:2]).needed_by(["model0-slow_fast-32"])}
     assert needed == {
         "model0-slow_fast-32",
         "base0",
@@ -107,7 +109,7 @@ def test_more_rows_and_seeds_leave_what_is_done(usual: dict[str, str]) -> None:
 @pytest.mark.parametrize(
     ("override", "kinds"),
     [
-        ("seed=1", ("suite", "encoder", "pool", "development", "base", "model", "scores", "latency")),
+        ("seed=1", ("encoder", "pool", "development", "base", "model", "scores", "latency")),
         (
             "scale.encoder_training.steps=11",
             ("encoder", "pool", "development", "base", "model", "scores", "latency"),
@@ -137,21 +139,65 @@ def test_a_variants_option_changes_its_rows_alone_and_its_cost(usual: dict[str, 
 
 def test_a_suite_of_ones_own_is_known_by_what_is_in_it(tmp_path: Path) -> None:
     suite = Path(shutil.copytree(small_suite(), tmp_path / "suite"))
-    before = keys(plan(f"suite={suite}"))
-    assert keys(plan(f"suite={suite}")) == before
+    before = keys(plan(suite=suite))
+    assert before == keys(plan())  # where it is does not matter
     video = next((suite / "home").rglob("*.mp4"))
-    video.write_bytes(video.read_bytes()[:-1])
-    changed = keys(plan(f"suite={suite}"))
-    assert {name for name in before if changed[name] != before[name]} == of_kind(before, "suite", "scores")
+    whole = video.read_bytes()
+    video.write_bytes(whole[:-1])
+    changed = keys(plan(suite=suite))
+    assert {name for name in before if changed[name] != before[name]} == of_kind(before, "scores")
+    video.write_bytes(whole)
+    assert keys(plan(suite=suite)) == before  # repaired
     state = suite_state(suite)
     video.unlink()
     assert suite_state(suite) != state
 
 
+@pytest.mark.parametrize(
+    ("architecture", "group", "override"),
+    [
+        ("compressor_only", "compressor", "compressor=identity"),
+        ("compressor_only", "compressor", "compressor.fast_frames=8"),
+        ("compressor_only", "placement", "placement=first"),
+        ("self_attention", "compressor", "compressor=adaptive_average"),
+        ("self_attention", "compressor", "compressor.fast_frames=8"),
+        ("self_attention", "placement", "placement=first"),
+        ("slow_fast_official", "slow_tokens", "slow_tokens=timed"),
+    ],
+)
+def test_an_architecture_stays_what_its_name_says(architecture: str, group: str, override: str) -> None:
+    changed, other = Cell(architecture, 16), Cell("slow_fast", 16)
+    usual, made = plan(cells=(changed, other)), plan(override, cells=(changed, other))
+    for name in ("of_architecture", "at_7b"):
+        assert getattr(made, name)[architecture] == getattr(usual, name)[architecture]
+    if "timed" not in override:  # slow_fast has timed ones anyway
+        assert made.of_architecture["slow_fast"][group] != usual.of_architecture["slow_fast"][group]
+    with pytest.raises(UserError, match=f"changes no row: {group} is fixed in {architecture}"):
+        plan(override, cells=(changed,))
+
+
+def test_a_row_says_who_computed_its_scores_and_what_was_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = plan(f"suite={tmp_path}")
+    scores = tmp_path / "scores0-slow_fast-32-abc"
+    scores.mkdir()
+    made_by = {"code_commit": "c0ffee", "code_dirty": False, "versions": {"torch": "0.1"}, "device": "abacus"}
+    (scores / DESCRIPTION).write_text(json.dumps({"made_by": made_by}))
+    monkeypatch.setattr("harness.evaluate.load_evaluation", lambda folder: folder)
+    monkeypatch.setattr("harness.table.make_row", lambda evaluation, **fields: fields)
+    for name in ("cost_of", "timings", "disclosures"):
+        monkeypatch.setattr(Plan, name, lambda *arguments: {})
+    row, _ = made.row({"scores0-slow_fast-32": scores}, CELLS[1], 0, "main")
+    assert row["made_by"].fields() == made_by
+    assert (row["config"]["frames"], row["config"]["suite"]) == (32, None)
+    assert row["suite_fingerprint"] == load_suite(small_suite())["fingerprint"]
+
+
 # ------------------------------------------------------------------------------------------------- mistakes
 
 
-@pytest.mark.parametrize("text", ["slow_fast", "slow_fast@", "slow_fast@x", "slow_fast@0", "nonsense@16", "@16"])
+@pytest.mark.parametrize(
+    "text", ["slow_fast", "slow_fast@", "slow_fast@x", "slow_fast@0", "nonsense@16", "@16", "slow_fast@²"]
+)
 def test_a_row_that_is_none_is_a_sentence(text: str) -> None:
     with pytest.raises(UserError, match="is not ARCHITECTURE@FRAMES such as slow_fast@128; architectures are"):
         Cell.parse(text, ARCHITECTURES)
@@ -198,6 +244,15 @@ def test_every_row_of_the_shipped_table_can_be_built() -> None:
             ["train", "architecture.kv_init=swapped"],
             "Unknown kv_init 'swapped': choose one of copy, scrambled",
         ),
+        (["table", "rows=[]"], "rows=[]: give at least one, each only once"),
+        (["table", "rows=[slow_fast@16,slow_fast@16]"], "give at least one, each only once"),
+        (["table", "rows=[slow_fast@16,slow_fast@016]"], "give each row only once"),
+        (["table", "seed=1000000"], "seed 1000000 is out of range: use one from 0 to 999999"),
+        (["train", "base_seeds=[1000000]"], "1000000 is not between"),
+        (["table", "scale.pool_clips=11"], "scale.pool_clips=11: it is at least 16, so that"),
+        (["train", "scale.adapt.steps=0"], "scale.adapt.steps=0: it is at least 1"),
+        (["train", "scale.encoder_training.steps=0"], "scale.encoder_training.steps=0: it is at least 1"),
+        (["suite", "suite=nowhere"], "nowhere is no evaluation suite"),
         (["table", "suite=nowhere"], "nowhere is no evaluation suite"),
         (["evaluate", "checkpoint=nowhere"], "checkpoint=nowhere: no folder of a saved model"),
         (["controls", "rows=[slow_fast@128]"], "controls need compressor_only@128 among the rows"),

@@ -1,8 +1,11 @@
 """The mini encoder's pretraining: recognise glyphs, colours and the ball in frames (stands in for CLIP)."""
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +15,8 @@ from torch.nn import functional as F
 from architectures.encoders import ENCODERS, Encoder
 from harness.mini.clips import through_codec
 from harness.mini.world import COLOURS, GLYPHS, PLACES, draw_dense_frames
+
+SAVE_EVERY = 100  # steps, some seconds
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,17 @@ def labelled_frames(seed: int, clips: int, progress: Callable[[int, int], None])
 
 
 def pretrain_encoder(
-    vision: dict, seed: int, recipe: EncoderRecipe, progress: Callable[[str, int, int], None]
+    vision: dict[str, Any],
+    seed: int,
+    recipe: EncoderRecipe,
+    progress: Callable[[str, int, int], None],
+    checkpoint: Path | None = None,
 ) -> tuple[Encoder, dict[str, float]]:
-    """Trains an encoder from scratch; returns it frozen and standardised, and its held-out accuracy."""
+    """Trains an encoder from scratch; returns it frozen and standardised, with its accuracy on held-out frames.
+
+    A plain loop: this stands in for a download, and needs nothing of the Trainer's. With a `checkpoint` file a
+    killed run goes on from it, and takes the steps it would have taken.
+    """
     torch.manual_seed(seed)
     frames_NHWC, glyph_N4, colour_N4, ball_N2 = labelled_frames(
         seed, recipe.clips, lambda done, total: progress("frames", done, total)
@@ -73,7 +86,7 @@ def pretrain_encoder(
     model = Recogniser(encoder)
     optimizer = torch.optim.AdamW(model.parameters(), recipe.lr, weight_decay=recipe.weight_decay)
     rng = np.random.default_rng(seed)
-    for step in range(recipe.steps):
+    for step in range(_resume(checkpoint, model, optimizer, rng), recipe.steps):
         decay = 0.5 + 0.5 * math.cos(math.pi * step / recipe.steps)
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1, (step + 1) / recipe.warmup) * decay
@@ -87,10 +100,31 @@ def pretrain_encoder(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        if checkpoint is not None and (step + 1) % SAVE_EVERY == 0:
+            _save(checkpoint, model, optimizer, rng, step + 1)
         progress("encoder", step + 1, recipe.steps)
     encoder.eval().requires_grad_(False)
     encoder.standardise_(normalise(frames_NHWC[:512], encoder))
     return encoder, recognition(model, frames_NHWC[:held_out], glyph_N4[:held_out], colour_N4[:held_out])
+
+
+def _save(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator, steps: int) -> None:
+    """Everything that later steps depend on; the file appears whole or not at all."""
+    states = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "steps": steps}
+    beside = path.with_suffix(".part")
+    torch.save({**states, "rng": json.dumps(rng.bit_generator.state)}, beside)
+    beside.replace(path)
+
+
+def _resume(path: Path | None, model: nn.Module, optimizer: torch.optim.Optimizer, rng: np.random.Generator) -> int:
+    """Restores what `_save` kept, if anything; the number of steps already done."""
+    if path is None or not path.is_file():
+        return 0
+    saved = torch.load(path, weights_only=True)
+    model.load_state_dict(saved["model"])
+    optimizer.load_state_dict(saved["optimizer"])
+    rng.bit_generator.state = json.loads(saved["rng"])
+    return saved["steps"]
 
 
 @torch.no_grad()

@@ -32,6 +32,7 @@ from harness.mini.questions import MAX_OPTIONS, MIN_OPTIONS, Question, draw_ques
 from harness.mini.world import GENERATOR_VERSION, Clip, draw_clip, evaluation_seed, render
 from harness.paths import cache_dir, new_directory
 from harness.progress import SILENT, Progress
+from harness.stages import code_hash
 
 SUITE_VERSION = 2  # raise it whenever the same parameters would give other questions or another layout
 QUESTIONS_PER_VIDEO = {"videomme": 3, "mlvu": 2, "mvbench": 1, "egoschema": 1, "longvideobench": 2}
@@ -50,6 +51,11 @@ INDEX_COLUMNS = {
     "clip_index": "index of the clip under that seed",
 }
 CLIPS_PER_CHUNK = 8
+SOURCES = (
+    *(f"harness.mini.{name}" for name in ("world", "clips", "questions", "schema", "suite")),
+    "harness.benchmarks",
+)
+"""Modules whose code shapes a suite."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +276,7 @@ def _parameters(seed: int, sizes: Sizes) -> dict[str, Any]:
         "videos": asdict(sizes),
         "suite_version": SUITE_VERSION,
         "generator_version": GENERATOR_VERSION,
+        "code": code_hash(SOURCES),
         "encoder": {"name": clips.ENCODER, "pixel_format": clips.PIXEL_FORMAT, **clips.ENCODER_OPTIONS},
     }
 

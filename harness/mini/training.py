@@ -16,6 +16,7 @@ import torch
 from transformers.utils import logging
 
 from architectures import SlowFastConfig, SlowFastForConditionalGeneration, SlowFastProcessor
+from harness.errors import UserError
 from harness.mini.encoder import EncoderRecipe, pretrain_encoder
 from harness.mini.initialise import initialise
 from harness.mini.pool import Pool, write_features
@@ -37,8 +38,21 @@ from harness.train import Optimisation, train
 
 CLIP_SEEDS = {"training": training_seed, "development": development_seed}
 WEIGHTS = "encoder.pt"
+ENCODER_CHECKPOINT = "checkpoint.pt"
 FEATURES = "features.npy"
 CHECKPOINTS = "checkpoints"
+
+
+def base_training_seed(seed: int, base_seed: int) -> int:
+    """What draws a base's first weights, batches and questions: another for every SEED and base seed."""
+    if not 0 <= base_seed < 1_000:
+        raise UserError(f"base_seeds: {base_seed} is not between 0 and 999")
+    return 10_000 * seed + base_seed
+
+
+def adapt_training_seed(seed: int, base_seed: int) -> int:
+    """What draws the batches and questions of adaptation: the same for all rows of a base."""
+    return 1_000 + base_training_seed(seed, base_seed)
 
 
 def encoder_stage(out: Path, progress: Progress, seed: int, vision: dict[str, Any], recipe: dict[str, Any]) -> None:
@@ -53,10 +67,12 @@ def encoder_stage(out: Path, progress: Progress, seed: int, vision: dict[str, An
             vision,
             training_seed(seed),
             EncoderRecipe(**recipe),
-            lambda bar, done, total: bars[bar].advance(),
+            lambda bar, done, total: bars[bar].advance(done - bars[bar].done),
+            out / ENCODER_CHECKPOINT,
         )
     torch.save({"weights": encoder.state_dict(), "vision": vision}, out / WEIGHTS)
     write_text(out / "accuracy.json", json.dumps(accuracy, indent=2))
+    (out / ENCODER_CHECKPOINT).unlink(missing_ok=True)
 
 
 def pool_stage(out: Path, progress: Progress, encoder: Path, seed: int, start: int, stop: int, clips: str) -> None:
@@ -89,13 +105,14 @@ def base_stage(
     recipe = dict(recipe)
     threshold, optimisation = recipe.pop("threshold"), Optimisation(recipe.pop("steps"), recipe.pop("lr"))
     stream = QuestionStream(suite_tokenizer())
-    torch.manual_seed(base_seed)
+    own_seed = base_training_seed(seed, base_seed)
+    torch.manual_seed(own_seed)
     model = SlowFastForConditionalGeneration(SlowFastConfig.from_dict(config))
     model.encoder = load_encoder(encoder)
-    initialise(model, base_seed)
+    initialise(model, own_seed)
     clips = Pool.open(training_seed(seed), [part / FEATURES for _, part in sorted(pool.items())])
-    training = BaseTraining(BaseRecipe(**recipe), clips, stream, base_seed, model)
-    outcome = run_training(model, training, optimisation, out, base_seed, progress)
+    training = BaseTraining(BaseRecipe(**recipe), clips, stream, own_seed, model)
+    outcome = run_training(model, training, optimisation, out, own_seed, progress)
     held_out = Pool.open(development_seed(seed), [development / FEATURES])
     accuracy = base_accuracy(model, held_out, stream)
     mean = sum(accuracy.values()) / len(accuracy)
@@ -126,7 +143,7 @@ def adapt_stage(
     """Makes a variant of a base and trains all of it but the encoder: a model folder with its processor."""
     quiet()
     stream = QuestionStream(suite_tokenizer())
-    torch.manual_seed(base_seed)
+    torch.manual_seed(base_training_seed(seed, base_seed))
     model = SlowFastForConditionalGeneration.from_base(
         SlowFastForConditionalGeneration.from_pretrained(base), **variant
     )
@@ -134,8 +151,8 @@ def adapt_stage(
     optimisation = Optimisation(recipe["steps"], recipe["lr"], lr_factors={".gate.": recipe["gate_lr_factor"]})
     chosen = AdaptRecipe(recipe["videos"], recipe["questions"])
     clips = Pool.open(training_seed(seed), [part / FEATURES for _, part in sorted(pool.items())])
-    training = AdaptTraining(chosen, clips, stream, 1_000 + base_seed, model, frames)
-    outcome = run_training(model, training, optimisation, out, base_seed, progress)
+    training = AdaptTraining(chosen, clips, stream, adapt_training_seed(seed, base_seed), model, frames)
+    outcome = run_training(model, training, optimisation, out, base_training_seed(seed, base_seed), progress)
     gates = [torch.tanh(cross.gate.warmup).item() for _, cross in model.cross_attentions()]
     write_text(out / "adapt.json", json.dumps({**outcome, "gates": gates}, indent=2))
     save(model, stream, out)

@@ -1,6 +1,6 @@
 """Prefill and per-token decode time of several models on this machine, interleaved: drift can't decide.
 
-One video, one question, one thread (recorded), weights as they are: time from the encoder's features to the
+One video, 64 text tokens, one thread, weights as they are: time from the encoder's features to the
 first token's logits (`prefill_ms`), and of one further token with the cache (`decode_ms`). Medians and
 quartiles.
 """
