@@ -95,7 +95,7 @@ def test_questions_are_a_function_of_the_generator():
 def test_drawing_is_quick():
     """15 microseconds each are promised, for training draws many; a busy machine gets four times that."""
     rng = random.Random(0)
-    start = time.perf_counter()
+    start = time.process_time()
     for i in range(5000):
         draw_question(rng, CLIPS[i % 50], "needle", 4)
-    assert (time.perf_counter() - start) / 5000 < 60e-6
+    assert (time.process_time() - start) / 5000 < 60e-6
