@@ -1,5 +1,7 @@
 """What every compressor is."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
@@ -8,16 +10,17 @@ from architectures.registry import Registry
 COMPRESSORS = Registry("compressor")
 
 
-class Compressor(nn.Module):
+class Compressor(nn.Module, ABC):
     """`tokens_BTHWD -> fast_BFD`, with F = `n_tokens(T, H, W)`."""
 
+    @abstractmethod
     def n_tokens(self, T: int, H: int, W: int) -> int:
         """Fast tokens made of T frames of H x W tokens."""
-        raise NotImplementedError
 
     def flops(self, T: int, H: int, W: int) -> int:
         """FLOP of its matrix products and convolutions (2 x MAC); averages have none."""
         return 0
 
+    @abstractmethod
     def forward(self, tokens_BTHWD: torch.Tensor) -> torch.Tensor:
-        raise NotImplementedError
+        """The fast tokens of all tokens."""

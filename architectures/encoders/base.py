@@ -1,5 +1,7 @@
 """What every encoder is."""
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
@@ -8,7 +10,7 @@ from architectures.registry import Registry
 ENCODERS = Registry("encoder")
 
 
-class Encoder(nn.Module):
+class Encoder(nn.Module, ABC):
     """`frames_BTCHW -> features_BTPV`; a subclass sees frames one by one, in `encode`."""
 
     grid: tuple[int, int]
@@ -17,13 +19,13 @@ class Encoder(nn.Module):
     image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)  # CLIP's
     image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
+    @abstractmethod
     def encode(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         """Images to `features_NPV`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def flops_per_frame(self) -> int:
         """FLOP of its matrix products and convolutions for one frame (2 x MAC)."""
-        raise NotImplementedError
 
     def forward(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
         B, T = frames_BTCHW.shape[:2]
