@@ -11,13 +11,20 @@ class SlowFastConfig(PreTrainedConfig):
     A variant is a choice of specs, each `{"name": ..., option: value, ...}` from a registry:
 
     - `text_config`: any Hugging Face decoder's configuration; `vision`: an encoder and its options.
-    - `projector_depth`; `video_pooling`: stride of the 2x2 average pooling that makes the slow tokens.
+    - `selector`: which frames the encoder sees.
+    - `projector_depth`; `video_pooling`: stride of the 2x2 average pooling that makes a video's tokens;
+      `pool_single_frame`: whether a video of one frame is pooled as well (the official code does not).
     - `compressor`: from all tokens to the fast ones. `placement`: which layers are hybrid ("none": baseline).
-    - `gate`, `scope`: how much, and for which tokens, cross-attention adds.
+    - `fusion`: how a hybrid layer reads the slow tokens; `gate`, `scope`: how much is added, for which tokens.
+    - `slow_pooling`, `slow_frames`: further pooling in space, and a budget of frames, for the slow tokens.
     - `fast_time`, `slow_time`: time position of fast and of slow tokens; equal names share their weights.
     - `kv_init`: keys and values of a new cross-attention from the layer's own: "copy" (as meant), "scrambled"
       (as the official code interleaves them) or "random".
     - `generated_read_slow`: whether generated tokens read the slow tokens (the official code's do not).
+    - `video_token_id`: the placeholder of a fast token; may lie outside the vocabulary.
+    - `frames_at_once`, `slow_chunk`, `slow_device`: bounds on memory, without influence on results: frames in
+      the encoder and projector at a time, slow tokens in cross-attention at a time, and where slow keys and
+      values wait ("cpu"; None: with the decoder).
     """
 
     model_type = "slow_fast_video_mllm"
@@ -27,35 +34,55 @@ class SlowFastConfig(PreTrainedConfig):
         self,
         text_config: dict | PreTrainedConfig | None = None,
         vision: dict[str, Any] | None = None,
+        selector: dict[str, Any] | None = None,
         projector_depth: int = 2,
         video_pooling: int = 2,
+        pool_single_frame: bool = True,
         compressor: dict[str, Any] | None = None,
         placement: dict[str, Any] | None = None,
+        fusion: dict[str, Any] | None = None,
         gate: dict[str, Any] | None = None,
         scope: dict[str, Any] | None = None,
+        slow_pooling: int = 1,
+        slow_frames: int | None = None,
         fast_time: dict[str, Any] | None = None,
         slow_time: dict[str, Any] | None = None,
         kv_init: str = "copy",
         generated_read_slow: bool = True,
         video_token_id: int = 1,
+        frames_at_once: int | None = None,
+        slow_chunk: int | None = None,
+        slow_device: str | None = None,
         **kwargs: Any,
     ):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("qwen2")
         self.vision = vision or {"name": "tiny"}
+        self.selector = selector or {"name": "all"}
         self.projector_depth = projector_depth
         self.video_pooling = video_pooling
+        self.pool_single_frame = pool_single_frame
         self.compressor = compressor or {"name": "identity"}
         self.placement = placement or {"name": "none"}
+        self.fusion = fusion or {"name": "slow_fast"}
         self.gate = gate or {"name": "dynamic_tanh"}
         self.scope = scope or {"name": "text_only"}
+        self.slow_pooling = slow_pooling
+        self.slow_frames = slow_frames
         self.fast_time = fast_time or {"name": "none"}
         self.slow_time = slow_time or {"name": "none"}
         self.kv_init = kv_init
         self.generated_read_slow = generated_read_slow
         self.video_token_id = video_token_id
+        self.frames_at_once = frames_at_once
+        self.slow_chunk = slow_chunk
+        self.slow_device = slow_device
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
             kwargs.setdefault(token, getattr(self.text_config, token, None))
         super().__init__(**kwargs)
+
+    def pooling_of(self, frames: int) -> int:
+        """The stride of the pooling in space of a video of so many frames."""
+        return self.video_pooling if frames > 1 or self.pool_single_frame else 1

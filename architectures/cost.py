@@ -9,23 +9,27 @@ layers:
     self-attention    n x 4 L L A                           q k' and its product with v
     slow keys/values  h x 2 S (2 D KE)                      once per video
     cross-attention   h x 4 N S A
-    gate              h x N x what the gate takes
+    gate              h x N x what the gate (and a fusion's further projections) takes
+
+Compressors, selectors and fusions say their own share (`flops`, `slow_flops`, ...), each beside its code.
 """
 
+import copy
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import AutoModelForCausalLM, PreTrainedConfig
 
 from architectures.compressors import COMPRESSORS
 from architectures.configuration import SlowFastConfig
 from architectures.encoders import ENCODERS
-from architectures.gates import GATES
+from architectures.fusions import FUSIONS, Fusion
 from architectures.placement import PLACEMENTS
 from architectures.projectors import pool_grid
 from architectures.registry import Registry
 from architectures.scope import scope_of
+from architectures.selectors import SELECTORS
 from architectures.time_positions import TIME_POSITIONS
 
 DENSE_GATED = ("llama", "mistral", "qwen2", "qwen3")  # decoders of q, k, v, o and a gated MLP in every layer
@@ -37,7 +41,7 @@ class Cost:
 
     fast_tokens: int
     slow_tokens: int
-    vision: int
+    vision: int  # with the choice of frames
     projector: int  # with time positions and compressor
     slow_keys_values: int
     linear: int
@@ -82,16 +86,15 @@ class DecodeCost:
 
 @dataclass(frozen=True)
 class Widths:
-    """The decoder's sizes under the letters of the formulas above, and its hybrid layers."""
+    """The decoder's sizes under the letters of the formulas above, and the fusions of its hybrid layers."""
 
     D: int
     A: int
     KE: int
     M: int
     n: int
-    h: int
     vocabulary: int
-    gate: int  # FLOP of the gate, per token
+    fusions: tuple[Fusion, ...]
 
     @classmethod
     def of(cls, config: SlowFastConfig) -> "Widths":
@@ -110,9 +113,8 @@ class Widths:
             KE=E * text.num_key_value_heads,
             M=text.intermediate_size,
             n=text.num_hidden_layers,
-            h=len(PLACEMENTS.build(config.placement, n_layers=text.num_hidden_layers)),
             vocabulary=text.vocab_size,
-            gate=on_meta(GATES, config.gate, attended_width=A).flops_per_token(),
+            fusions=fusions_on_meta(config),
         )
 
     def layers(self, L: int, keys: int, N: int, S: int) -> dict[str, int]:
@@ -120,9 +122,13 @@ class Widths:
         return {
             "linear": self.n * 2 * L * (2 * self.D * self.A + 2 * self.D * self.KE + 3 * self.D * self.M),
             "self_attention": self.n * 4 * L * keys * self.A,
-            "cross_attention": self.h * 4 * N * S * self.A,
-            "gate": self.h * N * self.gate,
+            "cross_attention": sum(fusion.reading_flops(N, S) for fusion in self.fusions),
+            "gate": sum(fusion.other_flops(N) for fusion in self.fusions),
         }
+
+    def slow_kv_numbers(self, S: int) -> int:
+        """Numbers that the slow keys and values of S tokens consist of."""
+        return sum(2 * S * fusion.key_heads * fusion.head_dim for fusion in self.fusions if fusion.owns_keys)
 
 
 def prefill_cost(config: SlowFastConfig, frames: int, text_tokens: int, every_logit: bool = False) -> Cost:
@@ -136,7 +142,7 @@ def prefill_cost(config: SlowFastConfig, frames: int, text_tokens: int, every_lo
     N = int(scope_of(config.scope)(is_video_BL, torch.zeros_like(is_video_BL)).sum())
     return Cost(
         **asdict(video),
-        slow_keys_values=widths.h * 2 * S * 2 * widths.D * widths.KE,
+        slow_keys_values=sum(fusion.slow_flops(S, widths.D) for fusion in widths.fusions),
         **widths.layers(L, L, N, S),
         lm_head=2 * (L if every_logit else 1) * widths.D * widths.vocabulary,
     )
@@ -150,7 +156,7 @@ def decode_cost(config: SlowFastConfig, frames: int, text_tokens: int, bytes_per
         **widths.layers(1, L + 1, int(config.generated_read_slow), S),
         lm_head=2 * widths.D * widths.vocabulary,
         kv_bytes=widths.n * 2 * L * widths.KE * bytes_per_number,
-        slow_kv_bytes=widths.h * 2 * S * widths.KE * bytes_per_number,
+        slow_kv_bytes=widths.slow_kv_numbers(S) * bytes_per_number,
     )
 
 
@@ -168,16 +174,20 @@ class _Video:
         text = config.text_config
         D, encoder = text.hidden_size, on_meta(ENCODERS, config.vision)
         compressor = on_meta(COMPRESSORS, config.compressor, width=D)
+        selector = on_meta(SELECTORS, config.selector, vocab_size=text.vocab_size)
+        choosing, frames = selector.flops(frames), selector.n_frames(frames)
         hybrid = bool(PLACEMENTS.build(config.placement, n_layers=text.num_hidden_layers))
-        H, W = pool_grid(encoder.grid, config.video_pooling)
+        H, W = pool_grid(encoder.grid, config.pooling_of(frames))
+        slow_H, slow_W = pool_grid((H, W), config.slow_pooling)
+        slow_T = min(frames, config.slow_frames or frames)
         patches = frames * encoder.grid[0] * encoder.grid[1]
-        times = [config.fast_time, config.slow_time] if hybrid else [config.fast_time]
+        times = [(config.fast_time, frames)] + ([(config.slow_time, slow_T)] if hybrid else [])
         return cls(
             fast_tokens=compressor.n_tokens(frames, H, W),
-            slow_tokens=frames * H * W if hybrid else 0,
-            vision=frames * encoder.flops_per_frame(),
+            slow_tokens=slow_T * slow_H * slow_W if hybrid else 0,
+            vision=choosing + frames * encoder.flops_per_frame(),
             projector=2 * patches * D * (encoder.width + (config.projector_depth - 1) * D)
-            + frames * sum(on_meta(TIME_POSITIONS, spec, width=D).flops_per_frame() for spec in times)
+            + sum(n * on_meta(TIME_POSITIONS, spec, width=D).flops_per_frame() for spec, n in times)
             + compressor.flops(frames, H, W),
         )
 
@@ -186,3 +196,16 @@ def on_meta(registry: Registry, spec: dict[str, Any], **context: Any) -> Any:
     """The variant that `spec` names, without memory for its weights."""
     with torch.device("meta"):
         return registry.build(spec, **context)
+
+
+def fusions_on_meta(config: SlowFastConfig) -> tuple[Fusion, ...]:
+    """The fusions of the hybrid layers, without memory for their weights: built for a decoder of one layer."""
+    text = copy.deepcopy(config.text_config)
+    layers = PLACEMENTS.build(config.placement, n_layers=text.num_hidden_layers)
+    text.num_hidden_layers = 1
+    with torch.device("meta"):
+        layer = AutoModelForCausalLM.from_config(text).model.layers[0]
+        return tuple(
+            FUSIONS.build(config.fusion, layer=layer, gate=config.gate, index=index, first=index == layers[0])
+            for index in layers
+        )

@@ -17,7 +17,7 @@ def scope_of(spec: dict[str, Any]) -> Callable[[torch.Tensor, torch.Tensor], tor
 
 @SCOPES.register("text_only")
 def text_only(is_video_BL: torch.Tensor, is_padding_BL: torch.Tensor) -> torch.Tensor:
-    """Every text token, none of the video's ("text-only" in the official code, its default)."""
+    """Every text token, none of the video's ("text-only-vanilla" in the official code, its default)."""
     return ~is_video_BL & ~is_padding_BL
 
 
@@ -25,3 +25,12 @@ def text_only(is_video_BL: torch.Tensor, is_padding_BL: torch.Tensor) -> torch.T
 def all_tokens(is_video_BL: torch.Tensor, is_padding_BL: torch.Tensor) -> torch.Tensor:
     """Text and fast tokens alike ("vanilla" in the official code); 3 times the text-only overhead at 7B."""
     return ~is_padding_BL
+
+
+@SCOPES.register("text_after_video")
+def text_after_video(is_video_BL: torch.Tensor, is_padding_BL: torch.Tensor) -> torch.Tensor:
+    """Text after a row's first visual token: not the system prompt ("text-only-vanilla-masksystem" officially).
+
+    Text between two videos of a row reads. Of a row without visual tokens nothing reads.
+    """
+    return text_only(is_video_BL, is_padding_BL) & (is_video_BL.cumsum(1) > 0)

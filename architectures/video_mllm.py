@@ -1,8 +1,8 @@
 """The whole path of a video, from frames to an answer.
 
-    frames_BTCHW --encoder--> features_BTPV --projector, pooling--> tokens_BTHWD --+-- as they are -> slow_BSD
+    frames_BTCHW --encoder--> features_BTPV --projector, pooling--> tokens_BTHWD --+-- as they are -> slow_SD
                                                                                    |                    |
-                                                                                   +--compressor--> fast_BFD
+                                                                                   +--compressor--> fast_FD
                                                                                                        | |
     text + placeholders --embedding--> embeds_BLD --fast tokens spliced in--> decoder, whose hybrid layers
                                                                    let text read the slow tokens --> answer
@@ -10,25 +10,42 @@
 The self-attention baseline is the same class: placement "none", compressor "identity".
 """
 
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM, Cache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from architectures.compressors import COMPRESSORS
 from architectures.configuration import SlowFastConfig
-from architectures.cross_attention import CrossAttention, SlowMemory, initialise_keys_values
 from architectures.encoders import ENCODERS
-from architectures.hybrid import SlowFastCache, hybrid_name, make_hybrid, remember
+from architectures.fusions import Fusion
+from architectures.gates import Gate
+from architectures.generation import SlowFastGeneration
+from architectures.hybrid import SlowFastCache, fusions, hybrid_name, make_hybrid, remember
 from architectures.placement import PLACEMENTS
 from architectures.projectors import Projector, pool_grid, pool_space
+from architectures.prompts import (
+    Videos,
+    by_length,
+    context_of,
+    positions_of,
+    real_tokens,
+    start_places,
+    uniform_times,
+    videos_of_rows,
+)
 from architectures.scope import scope_of
+from architectures.selectors import SELECTORS
+from architectures.selectors.base import pick
+from architectures.slow_memory import Readers, SlowMemory
 from architectures.time_positions import TIME_POSITIONS
-from architectures.tokens import Readers, VideoTokens
+from architectures.tokens import VideoTokens
 
 
-class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
+class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, GenerationMixin):
     """A video MLLM with fast tokens in its sequence and slow tokens beside it (paper, figure 2)."""
 
     config_class = SlowFastConfig
@@ -45,69 +62,109 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         super().__init__(config)
         width = config.text_config.hidden_size
         self.encoder = ENCODERS.build(config.vision)
+        normalisation = {"image_mean": self.encoder.image_mean, "image_std": self.encoder.image_std}
+        self.selector = SELECTORS.build(config.selector, vocab_size=config.text_config.vocab_size, **normalisation)
         self.projector = Projector(self.encoder.width, width, config.projector_depth)
-        self.time_positions = torch.nn.ModuleDict(  # by name: equal names share their weights
+        self.time_positions = nn.ModuleDict(  # by name: equal names share their weights
             {spec["name"]: TIME_POSITIONS.build(spec, width=width) for spec in (config.fast_time, config.slow_time)}
         )
+        if self.time_positions[config.fast_time["name"]].rotates_keys:
+            raise ValueError("Fast tokens have the decoder's rotary positions already: choose another fast_time.")
         self.compressor = COMPRESSORS.build(config.compressor, width=width)
         self.language_model = AutoModelForCausalLM.from_config(
             config.text_config, attn_implementation=hybrid_name(config._attn_implementation or "sdpa")
         )
         self.hybrid_layers = PLACEMENTS.build(config.placement, n_layers=config.text_config.num_hidden_layers)
-        make_hybrid(self.language_model.model, self.hybrid_layers, config.gate)
+        make_hybrid(self.language_model.model, self.hybrid_layers, config.fusion, config.gate)
         self.scope = scope_of(config.scope)
         self.post_init()
-        for _, cross in self.cross_attentions():  # the decoder's own initialisation overwrote the gates'
-            cross.gate.reset_parameters()
+        for gate in self.gates():  # the decoder's own initialisation overwrote the gates'
+            gate.reset_parameters()
 
     # ---------------------------------------------------------------------------------- the path of a video
+
+    def select(
+        self, frames_BTCHW: torch.Tensor, times_BT: torch.Tensor, question_BW: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The frames that the encoder will see, and their times."""
+        if self.selector.n_frames(frames_BTCHW.shape[1]) == frames_BTCHW.shape[1]:
+            return frames_BTCHW, times_BT
+        index_BK = self.selector(frames_BTCHW, question_BW)
+        return pick(frames_BTCHW, index_BK), pick(times_BT, index_BK)
 
     def encode_video(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
         """Frames to encoder features, `features_BTPV`, which can be kept while the encoder is frozen."""
         return self.encoder(frames_BTCHW.to(self.dtype))
 
-    def watch(self, features_BTPV: torch.Tensor) -> torch.Tensor:
+    def watch(self, features_BTPV: torch.Tensor, pooling: int) -> torch.Tensor:
         """Encoder features to one token per pooled patch, `tokens_BTHWD`, without time."""
         tokens_BTPD = self.projector(features_BTPV.to(self.dtype))
-        return pool_space(tokens_BTPD.unflatten(2, self.encoder.grid), self.config.video_pooling)
+        return pool_space(tokens_BTPD.unflatten(2, self.encoder.grid), pooling)
 
-    def fast_and_slow(self, tokens_BTHWD: torch.Tensor, times_BT: torch.Tensor) -> VideoTokens:
+    def fast_and_slow(self, tokens_BTHWD: torch.Tensor, times_BT: torch.Tensor) -> list[VideoTokens]:
         """The two streams: compressed, and (if a layer reads them) as they are, each with its time."""
-        fast_BFD = self.compressor(tokens_BTHWD + self.time_of(times_BT, self.config.fast_time))
+        config = self.config
+        fast_BFD = self.compressor(self.timed(tokens_BTHWD, times_BT, config.fast_time))
         if not self.hybrid_layers:
-            return VideoTokens(fast_BFD, None)
-        slow_BTHWD = tokens_BTHWD + self.time_of(times_BT, self.config.slow_time)
-        return VideoTokens(fast_BFD, slow_BTHWD.flatten(1, 3))
+            return [VideoTokens(fast_FD) for fast_FD in fast_BFD]
+        kept = slow_frames(tokens_BTHWD.shape[1], config.slow_frames)
+        tokens_BTHWD, times_BT = tokens_BTHWD[:, kept], times_BT[:, kept]
+        slow_BTHWD = pool_space(self.timed(tokens_BTHWD, times_BT, config.slow_time), config.slow_pooling)
+        times_BTHW = times_BT[:, :, None, None].expand(slow_BTHWD.shape[:4])
+        slow = zip(fast_BFD, slow_BTHWD.flatten(1, 3), times_BTHW.flatten(1, 3), strict=True)
+        return [VideoTokens(*tokens) for tokens in slow]
+
+    def see(
+        self,
+        frames: Videos | None,
+        features: Videos | None,
+        frame_times: Videos | None,
+        questions: Videos | None = None,
+    ) -> list[VideoTokens]:
+        """Every video to its tokens; videos of one length go together, `frames_at_once` of their frames."""
+
+        def path(video_BT: torch.Tensor, times_BT: torch.Tensor, *question_BW: torch.Tensor) -> list[VideoTokens]:
+            if frames is not None:
+                video_BT, times_BT = self.select(video_BT, times_BT, *question_BW)
+            T = video_BT.shape[1]
+            parts = (part.to(self.device) for part in video_BT.split(self.config.frames_at_once or T, dim=1))
+            seen = (part if frames is None else self.encode_video(part) for part in parts)
+            tokens = (self.watch(features_BTPV, self.config.pooling_of(T)) for features_BTPV in seen)
+            return self.fast_and_slow(joined(tokens, T), times_BT.to(self.device))
+
+        videos = features if frames is None else frames
+        times = uniform_times(videos) if frame_times is None else frame_times
+        return by_length(path, videos, times, *([] if questions is None else [questions]))
+
+    def timed(self, tokens_BTHWD: torch.Tensor, times_BT: torch.Tensor, spec: dict[str, Any]) -> torch.Tensor:
+        """The tokens with their time position; themselves, not a copy, where there is none to add."""
+        position_BT11D = self.time_of(times_BT, spec)
+        return tokens_BTHWD if isinstance(position_BT11D, float) else tokens_BTHWD + position_BT11D
 
     def time_of(self, times_BT: torch.Tensor, spec: dict[str, Any]) -> torch.Tensor | float:
         """Time positions, shaped to be added to `tokens_BTHWD`."""
         position_BTD = self.time_positions[spec["name"]](times_BT)
         return position_BTD if isinstance(position_BTD, float) else position_BTD[:, :, None, None]
 
-    def splice(self, input_ids_BL: torch.Tensor, fast_BFD: torch.Tensor) -> torch.Tensor:
-        """Embeds the text and puts the fast tokens at their placeholders, in order."""
-        embeds_BLD = self.get_input_embeddings()(input_ids_BL)
-        self.expect_fast_tokens(input_ids_BL, fast_BFD.shape[0] * fast_BFD.shape[1])
-        places_BL1 = (input_ids_BL == self.config.video_token_id)[..., None]
-        return embeds_BLD.masked_scatter(places_BL1, fast_BFD.to(embeds_BLD.dtype))
+    def splice(self, input_ids_BL: torch.Tensor, fast: list[torch.Tensor]) -> torch.Tensor:
+        """Embeds the text and puts the videos' fast tokens at their placeholders, in order."""
+        is_video_BL = input_ids_BL == self.config.video_token_id
+        embeds_BLD = self.get_input_embeddings()(input_ids_BL.masked_fill(is_video_BL, 0))
+        if not fast:
+            return embeds_BLD
+        return embeds_BLD.masked_scatter(is_video_BL[..., None], torch.cat(fast).to(embeds_BLD.dtype))
 
-    def expect_fast_tokens(self, input_ids_BL: torch.Tensor, given: int) -> None:
-        """Raises ValueError unless the prompts hold a placeholder for each of the `given` fast tokens."""
-        wanted = int((input_ids_BL == self.config.video_token_id).sum())
-        if wanted != given:
-            raise ValueError(f"The prompts hold {wanted} video placeholders, but the videos make {given} fast tokens.")
-
-    def cache(self, past_key_values: Cache | None, use_cache: bool | None) -> SlowFastCache | None:
-        """The given cache, or a new one where the decoder would make one that forgets slow tokens."""
-        if past_key_values is None:
-            wanted = getattr(self.config.text_config, "use_cache", True) if use_cache is None else use_cache
-            return SlowFastCache(self.config.text_config) if wanted and not self.training else None
-        if not isinstance(past_key_values, SlowFastCache):
-            raise ValueError(
-                f"past_key_values is a {type(past_key_values).__name__}, which has no place for slow tokens: "
-                "give a SlowFastCache, or none."
-            )
-        return past_key_values
+    def memorise(self, prompts: list[list[VideoTokens]], input_ids_BL: torch.Tensor, mask: Any) -> SlowMemory:
+        """The slow keys and values of each prompt's videos."""
+        starts: list[list[int] | None] = [None] * len(prompts)
+        if self.time_positions[self.config.slow_time["name"]].rotates_keys:
+            position_BL = positions_of(mask, input_ids_BL.shape[1])
+            if position_BL is None:
+                position_BL = torch.arange(input_ids_BL.shape[1]).expand_as(input_ids_BL)
+            is_video_BL = input_ids_BL == self.config.video_token_id
+            starts = [start_places(*row) for row in zip(is_video_BL, position_BL, prompts, strict=True)]
+        contexts = [context_of(*prompt) for prompt in zip(prompts, starts, strict=True)]
+        return remember(self.language_model.model, contexts, self.config.slow_chunk, self.config.slow_device)
 
     def forward(
         self,
@@ -115,48 +172,63 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         attention_mask: torch.Tensor | dict | None = None,
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        frames: torch.Tensor | None = None,
-        features: torch.Tensor | None = None,
-        frame_times: torch.Tensor | None = None,
-        slow_features: torch.Tensor | None = None,
+        frames: Videos | None = None,
+        features: Videos | None = None,
+        frame_times: Videos | None = None,
+        slow_features: Videos | None = None,
+        questions: Videos | None = None,
+        rows_per_prompt: int = 1,
+        may_read: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (and the loss of `labels_BL`, shifted as usual) of prompts with videos.
+        """Logits (and the loss of `labels_BL`, shifted as usual) of prompts with any number of videos.
 
-        `input_ids_BL` holds a placeholder per fast token. A video comes as `frames_BTCHW` (normalised) or
-        as the encoder's `features_BTPV`, with `frame_times_BT` in [0, 1]; without any, decoding goes on
-        from the cache. `slow_features_BTPV` takes the slow tokens from another video than the fast ones (a
-        control). Raises ValueError when placeholders and fast tokens differ in number.
+        `input_ids_BL` holds a placeholder per fast token, padding where `attention_mask_BL` is 0. Videos come
+        as `frames_BTCHW` (normalised) or the encoder's `features_BTPV`, with `frame_times_BT` in [0, 1]
+        (None: uniform): as one tensor if equally long, else a list of one tensor per video, in the order of
+        their placeholders. Without any, decoding goes on from the cache. `slow_features` takes the slow
+        tokens from other videos than the fast ones (a control). `questions` are word ids per video, padded
+        with -1, for selectors that need them (in a list, all of one length). `rows_per_prompt` equal rows in turn share
+        their prompt's videos (beams). `may_read_BL` excludes tokens from reading, whatever the scope. Raises
+        ValueError when placeholders and fast tokens differ in number.
         """
         decoder = self.language_model.model
-        past_key_values = self.cache(past_key_values, use_cache)
-        memory = past_key_values.slow_memory if past_key_values is not None else None
-        prefill = frames is not None or features is not None
-        if prefill:
-            features = self.encode_video(frames) if features is None else features
-            tokens = self.fast_and_slow(self.watch(features), frame_times)
-            embeds = self.splice(input_ids, tokens.fast_BFD)
-            slow = tokens.slow_BSD
-            if slow is not None and slow_features is not None:
-                slow = self.fast_and_slow(self.watch(slow_features), frame_times).slow_BSD
-            memory = remember(decoder, self.hybrid_layers, slow) if slow is not None else None
-            if past_key_values is not None:
-                past_key_values.slow_memory = memory
+        cache = self.cache(past_key_values, use_cache)
+        if position_ids is None:
+            position_ids = positions_of(attention_mask, input_ids.shape[1])
+        fast, memory, reads_BL = [], None, real_tokens(attention_mask, input_ids)
+        if cache is not None and cache.get_seq_length():
+            self.expect_no_video(frames, features)
+            memory = cache.slow_memory if self.config.generated_read_slow else None
+            if input_ids.shape[1] == 1:  # known without asking the device
+                reads_BL = torch.ones(input_ids.shape, dtype=torch.bool)
         else:
-            if past_key_values is None or past_key_values.get_seq_length() == 0:
-                self.expect_fast_tokens(input_ids, 0)
-            embeds = self.get_input_embeddings()(input_ids)
+            is_video_BL = input_ids == self.config.video_token_id
+            videos = [] if frames is None and features is None else self.see(frames, features, frame_times, questions)
+            prompts = videos_of_rows(is_video_BL[::rows_per_prompt], videos)
+            fast = [video.fast_FD for prompt in prompts for _ in range(rows_per_prompt) for video in prompt]
+            if self.hybrid_layers and videos:
+                if slow_features is not None:
+                    prompts = videos_of_rows(is_video_BL[::rows_per_prompt], self.see(None, slow_features, frame_times))
+                mask = attention_mask[::rows_per_prompt] if isinstance(attention_mask, torch.Tensor) else None
+                memory = self.memorise(prompts, input_ids[::rows_per_prompt], mask).repeat(rows_per_prompt)
+                reads_BL = self.scope(is_video_BL, ~reads_BL)
+            if cache is not None:
+                cache.slow_memory = memory
+            del videos, prompts  # the slow tokens: from here on their keys and values serve
+        if may_read is not None:
+            reads_BL = reads_BL & may_read
         outputs = decoder(
-            inputs_embeds=embeds,
+            inputs_embeds=self.splice(input_ids, fast),
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            past_key_values=cache,
             use_cache=use_cache,
             slow_memory=memory,
-            readers=self.readers(input_ids, prefill) if memory is not None else None,
+            readers=Readers.of(reads_BL, memory).to(input_ids.device) if memory is not None else None,
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
@@ -164,35 +236,9 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
-
-    def readers(self, input_ids_BL: torch.Tensor, prefill: bool) -> Readers | None:
-        """Which tokens read the slow ones: a prompt's by scope; generated ones all, or (official) none."""
-        if not prefill:
-            if not self.config.generated_read_slow:
-                return None
-            return Readers(torch.arange(input_ids_BL.shape[1], device=input_ids_BL.device).expand_as(input_ids_BL))
-        padding = self.config.pad_token_id
-        is_padding_BL = torch.zeros_like(input_ids_BL, dtype=torch.bool)
-        if padding is not None:
-            is_padding_BL = input_ids_BL == padding
-        return Readers.from_mask(self.scope(input_ids_BL == self.config.video_token_id, is_padding_BL))
-
-    # ------------------------------------------------------------------------------------------- generation
-
-    def generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As Hugging Face's `generate`, with a cache that keeps the slow memory too."""
-        if kwargs.get("use_cache", True) and kwargs.get("past_key_values") is None:
-            kwargs["past_key_values"] = SlowFastCache(self.config.text_config)
-        return super().generate(*args, **kwargs)
-
-    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """A video is watched at the first step only; later ones read the cache."""
-        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
-        if not kwargs.get("is_first_iteration", False) and kwargs.get("use_cache", True):
-            for name in ("frames", "features", "frame_times", "slow_features"):
-                inputs.pop(name, None)
-        return inputs
+        return CausalLMOutputWithPast(
+            loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
+        )
 
     # ------------------------------------------------------------------------------------ variants of a model
 
@@ -200,46 +246,70 @@ class SlowFastForConditionalGeneration(PreTrainedModel, GenerationMixin):
     def from_base(cls, base: "SlowFastForConditionalGeneration", **changes: Any) -> "SlowFastForConditionalGeneration":
         """A variant that starts from a trained `base`: its weights, `changes` to its configuration.
 
-        New cross-attention keys and values are initialised by `kv_init`; time positions and compressors may
-        be new. Any other weight that the base lacks, or that the variant has no place for, is a ValueError.
+        New cross-attention keys and values are initialised by `kv_init`; time positions, compressors and
+        selectors may be new. Any other weight that the base lacks, or that the variant has no place for, is a
+        ValueError.
         """
         config = SlowFastConfig.from_dict({**base.config.to_dict(), **changes})
         variant = cls(config)
         missing, unexpected = variant.load_state_dict(base.state_dict(), strict=False)
-        new = (".cross_attention.", "time_positions.", "compressor.")
+        new = (".cross_attention.", ".cross_block.", "time_positions.", "compressor.", "selector.")
         strange = [name for name in missing if not any(part in name for part in new)]
         if strange or unexpected:
             raise ValueError(
                 "The variant does not fit its base: "
                 f"missing there {strange[:3] or 'nothing'}, left over {list(unexpected)[:3] or 'nothing'}."
             )
-        for attention, cross in variant.cross_attentions():
-            initialise_keys_values(cross, attention, config.kv_init)
+        for layer, fusion in variant.hybrid():
+            fusion.initialise_(layer, config.kv_init)
         return variant
 
-    def cross_attentions(self) -> list[tuple[torch.nn.Module, CrossAttention]]:
-        """(self-attention, its cross-attention) of every hybrid layer."""
-        attentions = [self.language_model.model.layers[index].self_attn for index in self.hybrid_layers]
-        return [(attention, attention.cross_attention) for attention in attentions]
+    def hybrid(self) -> list[tuple[nn.Module, Fusion]]:
+        """(decoder layer, its fusion) of every hybrid layer."""
+        decoder = self.language_model.model
+        return [(decoder.layers[index], fusion) for index, fusion in fusions(decoder).items()]
+
+    def gates(self) -> list[Gate]:
+        """Every gate, in the order of the layers."""
+        return [module for _, fusion in self.hybrid() for module in fusion.modules() if isinstance(module, Gate)]
 
     def close_gates_(self) -> None:
         """A control: shuts every gate, so that the model is its fast-token self without the slow path."""
-        for _, cross in self.cross_attentions():
-            cross.gate.close_()
+        for gate in self.gates():
+            gate.close_()
 
     def fast_token_count(self, frames: int) -> int:
         """Fast tokens that a video of `frames` frames makes."""
-        return self.compressor.n_tokens(frames, *pool_grid(self.encoder.grid, self.config.video_pooling))
+        frames = self.selector.n_frames(frames)
+        return self.compressor.n_tokens(frames, *pool_grid(self.encoder.grid, self.config.pooling_of(frames)))
 
-    def get_input_embeddings(self) -> torch.nn.Module:
+    def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
-    def get_output_embeddings(self) -> torch.nn.Module:
+    def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
 
-    def _init_weights(self, module: torch.nn.Module) -> None:
+    def _init_weights(self, module: nn.Module) -> None:
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
 
-__all__ = ["SlowFastForConditionalGeneration", "SlowMemory"]
+def joined(parts: Iterator[torch.Tensor], T: int) -> torch.Tensor:
+    """Parts of `(B, T, ...)` along T as one tensor, each written to its place at once: never held twice."""
+    whole, start = None, 0
+    for part in parts:
+        if part.shape[1] == T:
+            return part
+        whole = part.new_empty(part.shape[0], T, *part.shape[2:]) if whole is None else whole
+        whole[:, start : start + part.shape[1]] = part
+        start += part.shape[1]
+    return whole
+
+
+def slow_frames(T: int, budget: int | None) -> torch.Tensor | slice:
+    """The frames whose tokens are slow tokens: all, or `budget` of them, evenly spaced, first and last included."""
+    if budget is None or budget >= T:
+        return slice(None)
+    if budget < 1:
+        raise ValueError(f"slow_frames is {budget}, must be at least 1.")
+    return torch.linspace(0, T - 1, budget).round().long()

@@ -74,6 +74,7 @@ def packed_logits(
             input_ids=packed.input_ids_BL,
             position_ids=packed.position_ids_1L,
             attention_mask={"full_attention": None},
+            may_read=packed.input_ids_BL != model.config.pad_token_id,
             packing=packed.packing,
             first_layer_reads=first_layer_reads,
             use_cache=False,

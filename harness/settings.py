@@ -56,5 +56,6 @@ class Settings:
     compressor: dict[str, Any] = group("all tokens of a video to its fast tokens")
     slow_tokens: dict[str, Any] = group("what cross-attention reads")
     placement: dict[str, Any] = group("which layers are hybrid")
+    fusion: dict[str, Any] = group("how a hybrid layer reads the slow tokens")
     gate: dict[str, Any] = group("how much cross-attention adds")
     scope: dict[str, Any] = group("which tokens cross-attend")

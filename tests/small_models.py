@@ -1,10 +1,10 @@
 """Small random models of every kind that the configuration groups offer, and videos and prompts for them."""
 
 import functools
-from itertools import product
 from typing import Any
 
 import torch
+from pairwise import pairwise
 from transformers import PreTrainedTokenizerFast
 
 from architectures import SlowFastConfig, SlowFastForConditionalGeneration
@@ -52,21 +52,27 @@ def lively(model: SlowFastForConditionalGeneration, seed: int = 0) -> SlowFastFo
 
 @torch.no_grad()
 def open_gates(model: SlowFastForConditionalGeneration) -> None:
-    """Warm-up scalars away from zero, a different one in each hybrid layer."""
-    for i, (_, cross) in enumerate(model.cross_attentions()):
-        cross.gate.warmup.fill_(0.8 - 1.5 * (i % 2))
+    """What a gate starts at zero with, its warm-up say, away from zero; a different number in each gate."""
+    for i, gate in enumerate(model.gates()):
+        for parameter in gate.parameters():
+            if (parameter == 0).all():
+                parameter.fill_(0.8 - 1.5 * (i % 2))
 
 
 def every_combination() -> list[tuple[str, ...]]:
-    """Overrides of every combination of the groups; without a hybrid layer those about it play no part."""
-    hybrid = [name for name in CHOICES["placement"] if name != "none"]
-    combinations = [(f"compressor={compressor}", "placement=none") for compressor in CHOICES["compressor"]]
-    about_slow = ("gate", "scope", "slow_tokens")
-    for compressor, placement, *names in product(
-        CHOICES["compressor"], hybrid, *(CHOICES[group] for group in about_slow)
-    ):
-        others = [f"{group}={name}" for group, name in zip(about_slow, names, strict=True)]
-        combinations.append((f"compressor={compressor}", f"placement={placement}", *others))
+    """Overrides in which any two choices of two groups meet, those about slow tokens in hybrid models only.
+
+    All products would be thousands. Each architecture comes once more, alone; scale and encoder stay as they are.
+    """
+    about_slow = ("fusion", "gate", "scope", "slow_tokens")  # no part of a model without a hybrid layer
+    apart = ("architecture", "encoder", "placement", "scale")
+    placements = [name for name in CHOICES["placement"] if name != "none"]
+    groups = {group: names for group, names in CHOICES.items() if group not in apart}
+    hybrid = pairwise({**groups, "placement": placements})
+    others = {group: names for group, names in groups.items() if group not in about_slow}
+    rounds = range(max(len(names) for names in others.values()))
+    plain = [{group: names[i % len(names)] for group, names in others.items()} | {"placement": "none"} for i in rounds]
+    combinations = [tuple(f"{group}={name}" for group, name in chosen.items()) for chosen in [*plain, *hybrid]]
     return [*combinations, *((f"architecture={name}",) for name in CHOICES["architecture"])]
 
 

@@ -11,19 +11,21 @@ from architectures import SlowFastConfig, SlowFastForConditionalGeneration
 from architectures.compressors import COMPRESSORS
 from architectures.cost import Cost, decode_cost, prefill_cost
 from architectures.encoders import ENCODERS
+from architectures.fusions import FUSIONS
 from architectures.gates import GATES
 from architectures.hybrid import SlowFastCache, remember
 from architectures.placement import PLACEMENTS
 from architectures.registry import Registry
 from architectures.scope import SCOPES
 from architectures.time_positions import TIME_POSITIONS
+from architectures.tokens import SlowContext
 from harness.compose import compose
 from harness.models import model_config
 from harness.profilers.flops import META, FlopCount, count_model, count_prefill, counted
 
 TEXT_TOKENS = 64
 RECORDED = list(csv.DictReader((Path(__file__).parent / "reference" / "flops_7b.csv").open()))
-GROUPS = ("architecture", "compressor", "encoder", "gate", "placement", "scope", "slow_tokens")
+GROUPS = ("architecture", "compressor", "encoder", "fusion", "gate", "placement", "scope", "slow_tokens")
 
 
 def same(cost: Cost, count: FlopCount) -> bool:
@@ -38,6 +40,7 @@ def same(cost: Cost, count: FlopCount) -> bool:
     [
         ("compressor", COMPRESSORS, "compressor"),
         ("encoder", ENCODERS, "vision"),
+        ("fusion", FUSIONS, "fusion"),
         ("gate", GATES, "gate"),
         ("placement", PLACEMENTS, "placement"),
         ("scope", SCOPES, "scope"),
@@ -109,16 +112,15 @@ def test_a_decoded_token_costs_what_torch_counts(architecture: str, reads: bool)
     text_tokens = ids.shape[1] - model.fast_token_count(FRAMES)
     inputs = {name: value.to("meta") for name, value in video(model).items()}
     with torch.no_grad():  # the decoder itself: which ids are placeholders can't be read off the meta device
-        tokens = model.fast_and_slow(model.watch(inputs["features"]), inputs["frame_times"])
-        hybrid = model.hybrid_layers
-        cache.slow_memory = remember(model.language_model.model, hybrid, tokens.slow_BSD) if hybrid else None
+        (tokens,) = model.see(None, inputs["features"], inputs["frame_times"])
+        if model.hybrid_layers:
+            cache.slow_memory = remember(model.language_model.model, [SlowContext(tokens.slow_SD)])
         embeds = model.get_input_embeddings()(ids)
         model.language_model.model(inputs_embeds=embeds, past_key_values=cache, use_cache=True)
     cost = decode_cost(model.config, FRAMES, text_tokens, bytes_per_number=4)
     kept = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    slow = [t for pair in cache.slow_memory.layers.values() for t in pair] if cache.slow_memory else []
     assert cost.kv_bytes == sum(tensor.nbytes for tensor in kept)
-    assert cost.slow_kv_bytes == sum(tensor.nbytes for tensor in slow)
+    assert cost.slow_kv_bytes == (cache.slow_memory.nbytes if cache.slow_memory else 0)
     _, flops = counted(lambda: model(input_ids=ids[:, :1], past_key_values=cache, use_cache=True))
     assert flops == cost.step
 

@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 import torch
-from small_models import prompt, small_model, tokenizer, video
+from small_models import FRAMES, prompt, small_model, tokenizer, video
 from transformers import DynamicCache
 
 from architectures import SlowFastForConditionalGeneration
-from architectures.cross_attention import CrossAttention
+from architectures.fusions.slow_fast import SlowFastFusion
 from architectures.hybrid import SlowFastCache
 
 NEW = 5
@@ -46,10 +46,17 @@ def test_generating_is_recomputing_step_by_step(placement: str, compressor: str)
 def test_slow_keys_are_projected_once_per_video(monkeypatch: pytest.MonkeyPatch) -> None:
     model = small_model()
     calls = []
-    project = CrossAttention.keys_values
-    monkeypatch.setattr(CrossAttention, "keys_values", lambda self, slow: (calls.append(self), project(self, slow))[1])
-    answer(model, prompt(model).expand(2, -1), **video(model, batch=2))
-    assert [id(call) for call in calls] == [id(cross) for _, cross in model.cross_attentions()]
+    project = SlowFastFusion.keys_values
+
+    def counted(self: SlowFastFusion, slow_GSD: torch.Tensor, layer: torch.nn.Module) -> tuple:
+        calls.append((self.layer_index, len(slow_GSD)))
+        return project(self, slow_GSD, layer)
+
+    monkeypatch.setattr(SlowFastFusion, "keys_values", counted)
+    for how in ({}, {"num_beams": 3}, {"do_sample": True, "num_return_sequences": 4}):
+        calls.clear()
+        answer(model, prompt(model).expand(2, -1), **video(model, batch=2), **how)
+        assert calls == [(layer, 2) for layer in model.hybrid_layers]
 
 
 @pytest.mark.parametrize("reads", [True, False])
@@ -139,3 +146,61 @@ def test_a_model_without_padding_token_runs() -> None:
         expected = model(**inputs).logits
         model.config.pad_token_id = None
         assert torch.equal(model(**inputs).logits, expected)
+
+
+def mixed_batch(model: SlowFastForConditionalGeneration) -> tuple[list[torch.Tensor], list[list[torch.Tensor]]]:
+    """Prompts with a video, without any, and with two of other lengths; the features of their videos."""
+    text = torch.tensor(tokenizer()("What colour is red")["input_ids"])
+    two = torch.cat([prompt(model, frames=6)[0], prompt(model, "red", frames=9)[0]])
+    seen = [video(model, frames=frames, seed=frames)["features"][0] for frames in (FRAMES, 6, 9)]
+    return [prompt(model)[0], text, two], [seen[:1], [], seen[1:]]
+
+
+@pytest.mark.parametrize("slow_tokens", ["timed", "rotary"])
+@torch.no_grad()
+def test_one_batch_holds_no_one_and_two_videos(slow_tokens: str) -> None:
+    model = small_model(f"slow_tokens={slow_tokens}")
+    prompts, videos = mixed_batch(model)
+    batch = tokenizer().pad({"input_ids": prompts}, padding_side="left", return_tensors="pt")
+    inputs = {**batch, "features": [video for row in videos for video in row]}
+    logits_BLW = model(**inputs).logits
+    for beams in (1, 3):
+        together = answer(model, inputs.pop("input_ids"), **inputs, num_beams=beams)
+        inputs["input_ids"] = batch["input_ids"]
+        for i, (ids, own) in enumerate(zip(prompts, videos, strict=True)):
+            seen = {"features": own} if own else {}
+            alone = model(input_ids=ids[None], **seen).logits[0]
+            torch.testing.assert_close(logits_BLW[i, -len(ids) :], alone, atol=2e-5, rtol=1e-4)
+            assert torch.equal(together[i], answer(model, ids[None], **seen, num_beams=beams)[0])
+
+
+@torch.no_grad()
+def test_the_second_video_of_a_prompt_is_read_too() -> None:
+    model = small_model()
+    prompts, videos = mixed_batch(model)
+    ids, (first, second) = prompts[2][None], videos[2]
+    expected = model(input_ids=ids, features=[first, second]).logits
+    swapped = model(input_ids=ids, features=[first, second], slow_features=[first, second.flip(0)]).logits
+    assert not torch.allclose(swapped[:, -1], expected[:, -1], atol=1e-3)
+    with pytest.raises(ValueError, match=r"hold \d+ video placeholders \(by row: \d+\), but the videos make"):
+        model(input_ids=ids, features=[first])
+
+
+@torch.no_grad()
+def test_memory_bounds_change_no_result() -> None:
+    ids_and_video = None
+    for bounds in ({}, {"frames_at_once": 3}, {"slow_chunk": 7, "slow_device": "cpu"}):
+        model = small_model(**bounds)
+        ids_and_video = ids_and_video or {"input_ids": prompt(model), **video(model)}
+        logits = model(**ids_and_video).logits
+        expected = logits if not bounds else expected
+        torch.testing.assert_close(logits, expected, atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_a_video_cannot_join_a_cache() -> None:
+    model = small_model()
+    ids, seen = prompt(model), video(model)
+    cache = model(input_ids=ids, **seen, use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="The cache already holds a prompt"):
+        model(input_ids=ids, **seen, past_key_values=cache)

@@ -9,24 +9,35 @@ from torch import nn
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from architectures import SlowFastForConditionalGeneration
-from architectures.cross_attention import CrossAttention, SlowMemory, initialise_keys_values
-from architectures.gates import GATES, Gate
+from architectures.fusions.slow_fast import SlowFastFusion
+from architectures.gates import Gate
 from architectures.hybrid import SlowFastCache, remember
+from architectures.slow_memory import Readers, SlowKeysValues, SlowMemory, on_shelves
 from architectures.time_positions import TIME_POSITIONS
-from architectures.tokens import Readers
+from architectures.tokens import ShelfReaders, SlowContext
 
 E = 8
 
 
 class Attention(nn.Module):
-    """What `CrossAttention` asks of a self-attention."""
+    """What a fusion asks of a self-attention."""
 
     def __init__(self, query_heads: int, key_heads: int, width: int = 12, bias: bool = True):
         super().__init__()
         self.head_dim = E
+        self.q_proj = nn.Linear(width, query_heads * E, bias=bias)
         self.k_proj = nn.Linear(width, key_heads * E, bias=bias)
         self.v_proj = nn.Linear(width, key_heads * E, bias=bias)
         self.o_proj = nn.Linear(query_heads * E, width, bias=False)
+
+
+class Layer(nn.Module):
+    """What a fusion asks of a decoder layer."""
+
+    def __init__(self, attention: nn.Module):
+        super().__init__()
+        self.self_attn = attention
+        self.input_layernorm = nn.Identity()
 
 
 def gate_by_hand(gate: Gate, attended_A: torch.Tensor) -> float:
@@ -43,7 +54,7 @@ def crossed_by_hand(
     attended_LQE: torch.Tensor,
     query_QLE: torch.Tensor,
     slow_SD: torch.Tensor,
-    cross: CrossAttention,
+    cross: SlowFastFusion,
     reading: list[int],
 ) -> torch.Tensor:
     """Self-attention output plus gated cross-attention, one reader and one head at a time."""
@@ -69,17 +80,31 @@ def test_cross_attention_is_its_plain_loop(
     query_heads: int, key_heads: int, bias: bool, gate: dict, warmup: float
 ) -> None:
     torch.manual_seed(0)
-    cross = CrossAttention(Attention(query_heads, key_heads, bias=bias), gate)
+    layer = Layer(Attention(query_heads, key_heads, bias=bias))
+    cross = SlowFastFusion(layer, gate, index=0)
     cross.gate.warmup.fill_(warmup)
-    attended_BLQE, query_BQLE = torch.randn(2, 7, query_heads, E), torch.randn(2, query_heads, 7, E)
-    slow_BSD = torch.randn(2, 9, 12)
-    reading = [[1, 4, 6], [0]]  # rows of different length: the second is padded
-    reads_BL = torch.zeros(2, 7, dtype=torch.bool)
+    attended_BLQE, query_BQLE = torch.randn(4, 7, query_heads, E), torch.randn(4, query_heads, 7, E)
+    slow = [torch.randn(9, 12), torch.randn(4, 12), None, torch.randn(9, 12)]  # of two lengths; the third row has none
+    reading = [[1, 4, 6], [2, 3], [], [0]]  # readers of different number: the last row's are padded
+    reads_BL = torch.zeros(4, 7, dtype=torch.bool)
     for row, places in enumerate(reading):
         reads_BL[row, places] = True
-    found = cross(attended_BLQE, query_BQLE, cross.keys_values(slow_BSD), Readers.from_mask(reads_BL), E**-0.5)
-    for b in range(2):
-        expected = crossed_by_hand(attended_BLQE[b], query_BQLE[b], slow_BSD[b], cross, reading[b])
+    reads_BL[2] = True  # would read, had it anything to read
+    shelves, context_B = on_shelves([None if tokens is None else len(tokens) for tokens in slow])
+    assert shelves == [[0, 3], [1]]
+    memory = SlowMemory(
+        tuple(
+            {0: SlowKeysValues((cross.keys_values(torch.stack([slow[row] for row in rows]), layer),))}
+            for rows in shelves
+        ),
+        (2, 1),
+        context_B,
+    )
+    found = cross(attended_BLQE, query_BQLE, memory, Readers.of(reads_BL, memory), E**-0.5)
+    for b in range(4):
+        expected = attended_BLQE[b]
+        if slow[b] is not None:
+            expected = crossed_by_hand(attended_BLQE[b], query_BQLE[b], slow[b], cross, reading[b])
         torch.testing.assert_close(found[b], expected, atol=1e-5, rtol=1e-5)
 
 
@@ -94,9 +119,9 @@ def heads_seen(model: SlowFastForConditionalGeneration, layer: int, inputs: dict
 
 
 def embedded(model: SlowFastForConditionalGeneration, inputs: dict) -> tuple[torch.Tensor, torch.Tensor]:
-    """`embeds_BLD` and `slow_BSD` of the model's inputs."""
-    tokens = model.fast_and_slow(model.watch(inputs["features"]), inputs["frame_times"])
-    return model.splice(inputs["input_ids"], tokens.fast_BFD), tokens.slow_BSD
+    """`embeds_1LD` and `slow_1SD` of the model's inputs, one video."""
+    (tokens,) = model.see(None, inputs["features"], inputs["frame_times"])
+    return model.splice(inputs["input_ids"], [tokens.fast_FD]), tokens.slow_SD[None]
 
 
 @torch.no_grad()
@@ -165,8 +190,8 @@ def test_keys_and_values_start_as_the_layer_s_own_or_scrambled(bias: bool) -> No
         "scrambled": [("K0", "K1"), ("K2", "K3"), ("V0", "V1"), ("V2", "V3")],
     }
     for how, expected in pairs.items():
-        cross = CrossAttention(attention, {"name": "static_tanh"})
-        initialise_keys_values(cross, attention, how)
+        cross = SlowFastFusion(Layer(attention), {"name": "static_tanh"}, index=0)
+        cross.initialise_(Layer(attention), how)
         for head, (key, value) in enumerate(expected):
             rows = slice(head * E, (head + 1) * E)
             assert torch.equal(cross.k_proj.weight[rows], blocks[key])
@@ -180,27 +205,13 @@ def test_keys_and_values_start_as_the_layer_s_own_or_scrambled(bias: bool) -> No
 
 def test_random_keys_and_values_stay_as_drawn() -> None:
     attention = Attention(query_heads=4, key_heads=4)
-    cross = CrossAttention(attention, {"name": "static_tanh"})
+    cross = SlowFastFusion(Layer(attention), {"name": "static_tanh"}, index=0)
     drawn = cross.k_proj.weight.clone()
-    initialise_keys_values(cross, attention, "random")
+    cross.initialise_(Layer(attention), "random")
     assert torch.equal(cross.k_proj.weight, drawn)
 
 
-# ------------------------------------------------------------------------------------------ gates, time
-
-
-@pytest.mark.parametrize("name", sorted(GATES))
-def test_a_gate_is_its_formula_and_shuts(name: str) -> None:
-    torch.manual_seed(1)
-    gate = GATES.build({"name": name}, attended_width=6)
-    attended_BNA = torch.randn(2, 5, 6)
-    assert (gate(attended_BNA) == 0).all()
-    for warmup in (1.2, -0.4):
-        nn.init.constant_(gate.warmup, warmup)
-        expected = [[[gate_by_hand(gate, attended_A)] for attended_A in row] for row in attended_BNA]
-        torch.testing.assert_close(gate(attended_BNA), torch.tensor(expected))
-    gate.close_()
-    assert (gate(attended_BNA) == 0).all()
+# ------------------------------------------------------------------------------------------ time
 
 
 def test_time_positions_are_their_formula() -> None:
@@ -222,52 +233,86 @@ def test_time_positions_are_their_formula() -> None:
 def test_both_streams_carry_their_frame_s_time() -> None:
     model = small_model("compressor=identity")
     inputs = video(model)
-    tokens_BTHWD = model.watch(inputs["features"])
-    tokens = model.fast_and_slow(tokens_BTHWD, inputs["frame_times"])
+    tokens_BTHWD = model.watch(inputs["features"], 2)
+    (tokens,) = model.fast_and_slow(tokens_BTHWD, inputs["frame_times"])
     times = inputs["frame_times"][0].tolist()
     time_TD = torch.stack([model.time_positions["fourier"](torch.tensor([[t]]))[0, 0] for t in times])
     expected = (tokens_BTHWD + time_TD[None, :, None, None]).flatten(1, 3)
-    torch.testing.assert_close(tokens.fast_BFD, expected)
-    torch.testing.assert_close(tokens.slow_BSD, expected)
+    torch.testing.assert_close(tokens.fast_FD, expected[0])
+    torch.testing.assert_close(tokens.slow_SD, expected[0])
     untimed = small_model("slow_tokens=untimed")
-    slow_BSD = untimed.fast_and_slow(tokens_BTHWD, inputs["frame_times"]).slow_BSD
-    assert torch.equal(slow_BSD, tokens_BTHWD.flatten(1, 3))
+    (tokens,) = untimed.fast_and_slow(tokens_BTHWD, inputs["frame_times"])
+    assert torch.equal(tokens.slow_SD, tokens_BTHWD.flatten(1, 3)[0])
+
+
+@torch.no_grad()
+def test_slow_tokens_may_be_fewer() -> None:
+    tokens_BTHWD = torch.randn(1, 7, 2, 2, 64, generator=torch.Generator().manual_seed(0))
+    times_BT = torch.linspace(0, 1, 7)[None]
+    for changes, frames, cells in [({"slow_frames": 3}, [0, 3, 6], 4), ({"slow_pooling": 2}, range(7), 1)]:
+        model = small_model("slow_tokens=untimed", **changes)
+        (tokens,) = model.fast_and_slow(tokens_BTHWD, times_BT)
+        expected_TPD = torch.stack([tokens_BTHWD[0, frame].flatten(0, 1) for frame in frames])
+        if cells == 1:
+            expected_TPD = sum(expected_TPD[:, p] for p in range(4))[:, None] / 4
+        torch.testing.assert_close(tokens.slow_SD, expected_TPD.flatten(0, 1))
+        assert tokens.times_S.tolist() == pytest.approx([frame / 6 for frame in frames for _ in range(cells)])
+
+
+@torch.no_grad()
+def test_rotary_slow_keys_stand_where_the_fast_token_of_their_moment_stands() -> None:
+    """A slow token seen at the moment of the j-th of F fast tokens has a key rotated to that token's place."""
+    model = small_model("slow_tokens=rotary", "compressor=identity", video_pooling=4)  # one token a frame
+    inputs = {"input_ids": prompt(model, frames=5), **video(model, frames=5)}
+    decoder, cross = model.language_model.model, model.language_model.model.layers[0].self_attn.cross_attention
+    embeds_BLD, slow_BSD = embedded(model, inputs)
+    cache = model(**inputs, use_cache=True).past_key_values
+    key_SKE = cache.slow_memory.shelves[0][0].chunks[0][0][0].transpose(0, 1)
+    plain_SKE = cross.k_proj(decoder.layers[0].input_layernorm(slow_BSD))[0].unflatten(-1, (-1, cross.head_dim))
+    places = torch.where(inputs["input_ids"][0] == model.config.video_token_id)[0]
+    assert len(places) == len(plain_SKE) == 5
+    width = cross.head_dim
+    for s, place in enumerate(places.tolist()):
+        for i in range(width // 2):
+            angle = place * model.config.text_config.rope_parameters["rope_theta"] ** (-2 * i / width)
+            left, right = plain_SKE[s, :, i], plain_SKE[s, :, i + width // 2]
+            rotated_left = left * math.cos(angle) - right * math.sin(angle)
+            rotated_right = right * math.cos(angle) + left * math.sin(angle)
+            torch.testing.assert_close(key_SKE[s, :, i], rotated_left, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(key_SKE[s, :, i + width // 2], rotated_right, atol=1e-5, rtol=1e-4)
+    with pytest.raises(ValueError, match="Fast tokens have the decoder's rotary positions already"):
+        small_model(fast_time={"name": "rotary"})
 
 
 # ------------------------------------------------------------------------------------------ readers, memory
 
 
 def test_readers_of_a_mask() -> None:
-    even = Readers.from_mask(torch.tensor([[0, 1, 1, 0], [1, 0, 0, 1]]).bool())
-    assert even.index_BN.tolist() == [[1, 2], [0, 3]]
-    assert even.valid_BN is None
-    uneven = Readers.from_mask(torch.tensor([[0, 1, 1, 1], [0, 0, 1, 0]]).bool())
-    assert uneven.index_BN[0].tolist() == [1, 2, 3]
-    assert uneven.index_BN[1, 0] == 2
-    assert uneven.valid_BN.tolist() == [[True, True, True], [True, False, False]]
+    reads_BL = torch.tensor([[0, 1, 1, 0], [1, 1, 1, 1], [1, 0, 0, 1]]).bool()
+    even = ShelfReaders.of(reads_BL, torch.tensor([1, -1, 0]), 2)
+    assert even.row_GN.tolist() == [[2, 2], [0, 0]]
+    assert even.place_GN.tolist() == [[0, 3], [1, 2]]
+    assert even.valid_GN is None
+    uneven = ShelfReaders.of(reads_BL, torch.tensor([0, 0, 1]), 2)  # two rows (beams, say) read one context
+    assert uneven.row_GN[0].tolist() == [0, 0, 1, 1, 1, 1]
+    assert uneven.place_GN[0].tolist() == [1, 2, 0, 1, 2, 3]
+    assert uneven.row_GN[1, :2].tolist() == [2, 2]
+    assert uneven.valid_GN.sum(1).tolist() == [6, 2]
 
 
 def test_slow_memory_moves_with_the_cache() -> None:
     model = small_model()
-    slow_BSD = torch.randn(3, 5, model.config.text_config.hidden_size)
-    memory = remember(model.language_model.model, model.hybrid_layers, slow_BSD)
-    assert tuple(memory.layers) == model.hybrid_layers == (0, 2)
-
-    def rows(cache: SlowFastCache) -> list[int]:
-        """Which of the three videos each row of the cache holds, in slow and self-attention memory alike."""
-        found = []
-        for key, own in zip(cache.slow_memory.layers[2][0], cache.layers[0].keys, strict=True):
-            (match,) = [b for b in range(3) if torch.equal(key, memory.layers[2][0][b])]
-            assert own.flatten()[0] == match
-            found.append(match)
-        assert all(len(value) == len(found) for _, value in cache.slow_memory.layers.values())
-        return found
+    width = model.config.text_config.hidden_size
+    contexts = [SlowContext(torch.randn(length, width)) for length in (5, 7, 5)]
+    memory = remember(model.language_model.model, contexts)
+    assert [sorted(shelf) for shelf in memory.shelves] == [[0, 2], [0, 2]]
+    assert memory.context_B.tolist() == [0, 2, 1]  # numbered shelf by shelf: rows 0 and 2, then row 1
 
     def fresh() -> SlowFastCache:
         cache = SlowFastCache(model.config.text_config)
         own = torch.arange(3.0)[:, None, None, None].expand(-1, 2, 4, 16).clone()
         cache.update(own, own, 0)
-        cache.slow_memory = SlowMemory(dict(memory.layers))
+        cache.slow_memory = memory
         return cache
 
     for method, argument, expected in [
@@ -277,7 +322,9 @@ def test_slow_memory_moves_with_the_cache() -> None:
     ]:
         cache = fresh()
         getattr(cache, method)(argument)
-        assert rows(cache) == expected
+        assert cache.layers[0].keys[:, 0, 0, 0].tolist() == expected
+        assert cache.slow_memory.context_B.tolist() == [memory.context_B[row] for row in expected]
+        assert cache.slow_memory.shelves is memory.shelves  # no key was copied
     empty = SlowFastCache(model.config.text_config)
     empty.update(torch.zeros(2, 2, 4, 16), torch.zeros(2, 2, 4, 16), 0)
     empty.reorder_cache(torch.tensor([1, 0]))

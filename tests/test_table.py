@@ -228,8 +228,8 @@ def test_every_row_of_the_shipped_table_can_be_built() -> None:
         ),
         (["table", "gate=nope"], "there is no gate 'nope'; choose one of"),
         (["table", "frames=many"], "frames takes a whole number, not 'many'"),
-        (["table", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none"),
-        (["cost", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none"),
+        (["table", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none, rotary"),
+        (["cost", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none, rotary"),
         (["train", "slow_tokens.time.harmonics=3"], "must be equal"),
         (["table", "rows=[slow_fast@16]", "compressor.fast_frames=0"], "fast_frames is 0, must be at least 1"),
         (

@@ -9,6 +9,9 @@ from architectures.compressors.base import COMPRESSORS, Compressor
 class Identity(Compressor):
     """Every token of every frame, in time order."""
 
+    def __init__(self):
+        super().__init__()
+
     def n_tokens(self, T: int, H: int, W: int) -> int:
         return T * H * W
 

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from architectures import SlowFastConfig, SlowFastForConditionalGeneration
 from architectures.hybrid import remember
-from architectures.tokens import Readers
+from architectures.slow_memory import Readers
+from architectures.tokens import SlowContext, VideoTokens
 
 META = torch.device("meta")
 
@@ -72,13 +73,15 @@ def count_model(model: SlowFastForConditionalGeneration, frames: int, text_token
         frame, times = torch.empty(1, 1, 3, size, size), torch.empty(1, frames)
         features = torch.empty(1, frames, patches, encoder.width)
     _, vision = counted(lambda: model.encode_video(frame))
-    tokens, projector = counted(lambda: model.fast_and_slow(model.watch(features), times))
-    n_fast = tokens.fast_BFD.shape[1]
-    is_video_BL = torch.arange(n_fast + text_tokens)[None] < n_fast
-    readers = Readers(Readers.from_mask(model.scope(is_video_BL, torch.zeros_like(is_video_BL))).index_BN.to(META))
-    memory, slow = None, 0
-    if tokens.slow_BSD is not None:
-        memory, slow = counted(lambda: remember(language.model, model.hybrid_layers, tokens.slow_BSD))
+    pooling = model.config.pooling_of(frames)
+    (tokens,), projector = counted(lambda: model.fast_and_slow(model.watch(features, pooling), times))
+    n_fast, n_slow = len(tokens.fast_FD), 0 if tokens.slow_SD is None else len(tokens.slow_SD)
+    memory, readers, slow = None, None, 0
+    if tokens.slow_SD is not None:
+        context = SlowContext(tokens.slow_SD, places_of(model, tokens))
+        memory, slow = counted(lambda: remember(language.model, [context]))
+        is_video_BL = torch.arange(n_fast + text_tokens)[None] < n_fast
+        readers = Readers.of(model.scope(is_video_BL, torch.zeros_like(is_video_BL)), memory).to(META)
     L = n_fast + text_tokens
     embeds = torch.empty(1, L, width, device=META)
     mask = torch.empty(1, 1, L, L, dtype=torch.bool, device=META)  # no decoder makes one on meta
@@ -89,10 +92,15 @@ def count_model(model: SlowFastForConditionalGeneration, frames: int, text_token
                 attention_mask=mask,
                 use_cache=False,
                 slow_memory=memory,
-                readers=readers if memory is not None else None,
+                readers=readers,
             ).last_hidden_state
         )
     )
     _, lm_head = counted(lambda: language.lm_head(hidden[:, -1:]))
-    n_slow = 0 if tokens.slow_BSD is None else tokens.slow_BSD.shape[1]
     return FlopCount(n_fast, n_slow, vision * frames, projector, slow, decoder, lm_head)
+
+
+def places_of(model: SlowFastForConditionalGeneration, tokens: VideoTokens) -> torch.Tensor | None:
+    """Where slow tokens stand, for models that rotate slow keys by it."""
+    rotates = model.time_positions[model.config.slow_time["name"]].rotates_keys
+    return tokens.times_S if rotates else None
