@@ -13,6 +13,7 @@ from harness.mini.tokenizer import build_tokenizer
 from harness.models import model_config
 
 CHOICES = group_choices()  # group -> the names of its YAMLs
+REFUSED = [frozenset({("fusion", "hyper_attention"), ("gate", "none")})]  # pairs that say why they cannot be
 FRAMES = 20
 
 
@@ -68,7 +69,7 @@ def every_combination() -> list[tuple[str, ...]]:
     apart = ("architecture", "encoder", "placement", "scale")
     placements = [name for name in CHOICES["placement"] if name != "none"]
     groups = {group: names for group, names in CHOICES.items() if group not in apart}
-    hybrid = pairwise({**groups, "placement": placements})
+    hybrid = pairwise({**groups, "placement": placements}, REFUSED)
     others = {group: names for group, names in groups.items() if group not in about_slow}
     rounds = range(max(len(names) for names in others.values()))
     plain = [{group: names[i % len(names)] for group, names in others.items()} | {"placement": "none"} for i in rounds]

@@ -4,7 +4,7 @@ from itertools import combinations, product
 
 import pytest
 from pairwise import pairwise
-from small_models import CHOICES, every_combination
+from small_models import CHOICES, REFUSED, every_combination, small_model
 
 ABOUT_SLOW = {"fusion", "gate", "scope", "slow_tokens"}
 
@@ -32,7 +32,14 @@ def test_every_pair_of_variants_is_tried() -> None:
     for first, second in combinations(sorted(groups), 2):
         met = {(chosen.get(first), chosen.get(second)) for chosen in found}
         for pair in product(CHOICES[first], CHOICES[second]):
-            without_slow = "none" in {dict(zip((first, second), pair, strict=True)).get("placement")}
-            assert (pair in met) != (without_slow and bool({first, second} & ABOUT_SLOW)), pair
+            chosen = dict(zip((first, second), pair, strict=True))
+            without_slow = chosen.get("placement") == "none" and bool({first, second} & ABOUT_SLOW)
+            assert (pair in met) != (without_slow or frozenset(chosen.items()) in REFUSED), pair
     assert all(overrides[0].startswith(("compressor=", "architecture=")) for overrides in every_combination())
     assert len(found) < 250
+
+
+@pytest.mark.parametrize("refused", REFUSED, ids=str)
+def test_what_does_not_go_together_says_why(refused: frozenset) -> None:
+    with pytest.raises(ValueError, match=r"^fusion 'hyper_attention': gate 'none' leaves nothing of self-attention"):
+        small_model(*(f"{group}={name}" for group, name in refused))

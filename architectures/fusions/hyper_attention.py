@@ -17,6 +17,7 @@ from torch import nn
 
 from architectures.fusions.base import FUSIONS
 from architectures.fusions.slow_fast import SlowFastFusion
+from architectures.gates import NoGate
 
 
 @FUSIONS.register("hyper_attention")
@@ -33,6 +34,8 @@ class HyperAttentionFusion(SlowFastFusion):
 
     def __init__(self, layer: nn.Module, gate: dict[str, Any], index: int):
         super().__init__(layer, gate, index)
+        if isinstance(self.gate, NoGate):
+            raise ValueError("fusion 'hyper_attention': gate 'none' leaves nothing of self-attention, choose another.")
 
     def combine(self, attended_GNQE: torch.Tensor, crossed_GNQE: torch.Tensor) -> torch.Tensor:
         return self.gate(attended_GNQE) * (crossed_GNQE - attended_GNQE)
