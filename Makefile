@@ -18,8 +18,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table controls smoke suite contact-sheet plot readme test test-slow lint format \
-	constraints clean
+.PHONY: help setup reproduce-table controls plug-and-play smoke suite contact-sheet plot readme test test-slow lint \
+	format constraints clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ reproduce-table: $(READY) ## Train, evaluate and print the main table at mini sc
 
 controls: $(READY) ## The controls: gate closed, slow tokens of another video (SEED=0)
 	$(RUN) -m harness controls seed=$(SEED) $(ARGS)
+
+plug-and-play: $(READY) ## Does converting a trained baseline to slow-fast help? By training steps (SEED=0)
+	$(RUN) -m harness plug-and-play seed=$(SEED) $(ARGS)
 
 smoke: $(READY) ## A first real row within three minutes
 	$(RUN) -m harness smoke seed=$(SEED) $(ARGS)

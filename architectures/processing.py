@@ -327,9 +327,10 @@ class SlowFastProcessor(ProcessorMixin):
         `videos` has an entry per prompt: one video, a list of them, or None for text only; `times` the same.
         Returns `input_ids_BL` and `attention_mask_BL`, and with videos `frames` and `frame_times`: tensors
         BTCHW and BT where each prompt has one video and all are equally long, else lists of one tensor per
-        video; for a question-aware selector `questions` too. With `n_frames` in place of `videos` (a number for all, or an entry per prompt) text inputs
-        only: the caller holds the encoder's features. With neither, all prompts are text only. `max_length`
-        and `truncation` are `truncate`'s. Raises ValueError when entries do not fit.
+        video; for a question-aware selector `questions` too. With `n_frames` in place of `videos` (a number
+        for all, or an entry per prompt) text inputs only: the caller holds the encoder's features. With
+        neither, all prompts are text only. `max_length` and `truncation` are `truncate`'s. Raises ValueError
+        when entries do not fit.
         """
         if (videos is None) != (times is None) or (videos is not None and n_frames is not None):
             raise ValueError("Give either videos with their times, or n_frames.")

@@ -76,9 +76,7 @@ def context_of(row: list[VideoTokens], start_places: list[int] | None) -> SlowCo
     slow_SD = torch.cat([video.slow_SD for video in row]) if len(row) > 1 else row[0].slow_SD
     if start_places is None:
         return SlowContext(slow_SD)
-    places = [
-        start + video.times_S * (len(video.fast_FD) - 1) for start, video in zip(start_places, row, strict=True)
-    ]
+    places = [start + video.times_S * (len(video.fast_FD) - 1) for start, video in zip(start_places, row, strict=True)]
     return SlowContext(slow_SD, torch.cat(places))
 
 

@@ -16,6 +16,7 @@ KeyValue = tuple[torch.Tensor, torch.Tensor]
 
 
 QUERIES_AT_ONCE = 256  # of a chunk's scores at a time: 256 x chunk float32 numbers per context and key head
+FEW_QUERIES = 16  # a CPU streams keys through plain products faster than through its fused kernel (bench decode)
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class SlowKeysValues:
 
     def _attend_grouped(self, query_GKnE: torch.Tensor, scaling: float | None) -> torch.Tensor:
         here = (tuple(tensor.to(query_GKnE.device) for tensor in chunk) for chunk in self.chunks)
-        if len(self.chunks) == 1:
+        if len(self.chunks) == 1 and not few(query_GKnE):
             return F.scaled_dot_product_attention(query_GKnE, *next(here), scale=scaling)
         crossed, total = None, None
         for key_GKSE, value_GKSE in here:
@@ -68,13 +69,21 @@ def partial_attention(
     key_GKSE, value_GKSE = key_GKSE.float(), value_GKSE.float()
     parts = []
     for some_GKnE in (query_GKnE.float() * scaling).split(QUERIES_AT_ONCE, dim=2):
-        score_GKnS = some_GKnE @ key_GKSE.transpose(2, 3)
+        if few(some_GKnE):
+            score_GKnS = (key_GKSE @ some_GKnE.transpose(2, 3)).transpose(2, 3).contiguous()
+        else:
+            score_GKnS = some_GKnE @ key_GKSE.transpose(2, 3)
         largest_GKn1 = score_GKnS.detach().amax(-1, keepdim=True)
         score_GKnS = score_GKnS.sub_(largest_GKn1).exp_()  # in place: the only matrix of this size
         sum_GKn1 = score_GKnS.sum(-1, keepdim=True)
         parts.append((score_GKnS @ value_GKSE / sum_GKn1, largest_GKn1 + sum_GKn1.log()))
     part_GKnE, weight_GKn1 = (torch.cat(results, dim=2) for results in zip(*parts, strict=True))
     return part_GKnE, weight_GKn1
+
+
+def few(query_GKnE: torch.Tensor) -> bool:
+    """Whether so few queries, as of a decoded token, that keys are streamed; float32 only, which loses nothing."""
+    return query_GKnE.shape[2] <= FEW_QUERIES and query_GKnE.device.type == "cpu" and query_GKnE.dtype == torch.float32
 
 
 @dataclass(frozen=True)
@@ -153,5 +162,12 @@ def in_chunks(
     if chunk is not None and chunk < 1:
         raise ValueError(f"slow_chunk is {chunk}, must be at least 1 (None: all slow tokens at once).")
     step = S if chunk is None else chunk
-    made = (project(slice(start, start + step)) for start in range(0, S, step))
-    return SlowKeysValues(tuple((key.to(device), value.to(device)) if device else (key, value) for key, value in made))
+    parts = [slice(start, min(start + step, S)) for start in range(0, S, step)]
+    whole: KeyValue | None = None
+    for part in parts:
+        made = project(part)
+        if whole is None:  # each head's numbers side by side: every decoded token will read them in this order
+            whole = tuple(tensor.new_empty(*tensor.shape[:2], S, tensor.shape[3], device=device) for tensor in made)
+        for tensor, made_tensor in zip(whole, made, strict=True):
+            tensor[:, :, part] = made_tensor
+    return SlowKeysValues(tuple((whole[0][:, :, part], whole[1][:, :, part]) for part in parts))

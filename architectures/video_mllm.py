@@ -24,7 +24,7 @@ from architectures.encoders import ENCODERS
 from architectures.fusions import Fusion
 from architectures.gates import Gate
 from architectures.generation import SlowFastGeneration
-from architectures.hybrid import SlowFastCache, fusions, hybrid_name, make_hybrid, remember
+from architectures.hybrid import fusions, hybrid_name, make_hybrid, remember
 from architectures.placement import PLACEMENTS
 from architectures.projectors import Projector, pool_grid, pool_space
 from architectures.prompts import (

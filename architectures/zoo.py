@@ -1,6 +1,6 @@
 """The zoo: every registered variant with what it is and where it comes from, printed as Markdown.
 
-    python -m architectures.zoo
+python -m architectures.zoo
 """
 
 import inspect

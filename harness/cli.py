@@ -23,6 +23,7 @@ class Verb:
 VERBS = {
     "table": Verb("harness.commands:table", "train, evaluate, print and write the main table"),
     "controls": Verb("harness.commands:controls", "the controls: gate closed, slow tokens of another video"),
+    "plug-and-play": Verb("harness.commands:plug_and_play", "does converting a trained baseline help, by steps"),
     "smoke": Verb(
         "harness.commands:table",
         "a first real row within three minutes",

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 
 from harness.errors import TooManyFailures, UserError
 from harness.jobs import default_jobs
+from harness.journal import UNPARSED
 from harness.progress import Display
 
 FAILURES_ALLOWED = 0.01  # of a run's samples
@@ -67,9 +68,11 @@ def evaluate(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def plot(settings: DictConfig, overrides: Sequence[str]) -> None:
-    """Main table and figures again from the stored rows, and the controls' table where they were run."""
+    """Main table and figures again from the stored rows, and the other tables where they were run."""
     import pandas as pd
 
+    from harness import plug_and_play as study
+    from harness import plug_and_play_report as study_report
     from harness import report, rows
 
     folder = Path(settings.results_dir) / "rows"
@@ -84,6 +87,8 @@ def plot(settings: DictConfig, overrides: Sequence[str]) -> None:
     if (folder / rows.rows_name("controls", scale, seed)).is_file():
         together = [pd.concat(pair, ignore_index=True) for pair in zip(main, read("controls"), strict=True)]
         report.write_controls_table(*together, Path(settings.results_dir))
+    if (folder / rows.rows_name(study.TABLE, scale, seed)).is_file():
+        study_report.write_study(*study.read(Path(settings.results_dir), scale, seed), Path(settings.results_dir))
 
 
 def table(settings: DictConfig, overrides: Sequence[str]) -> None:
@@ -111,6 +116,22 @@ def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
     samples = pd.concat([made.samples, controlled.samples], ignore_index=True)
     report.write_controls_table(together, samples, Path(settings.results_dir))
     complain_of(*controlled.failed)
+
+
+def plug_and_play(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Convert trained baselines to slow-fast; measure by training steps, store the points, and print the table."""
+    _refuse_paper_scale(settings)
+    from harness import plug_and_play as study
+    from harness import plug_and_play_report as study_report
+    from harness.jobs import run
+
+    planned = study.Study(settings, overrides).on(suite_of(settings))
+    made = planned.points(run(planned.stages(), Path(settings.runs_dir), settings.jobs))
+    study.write(made, Path(settings.results_dir))
+    points, samples = study.read(Path(settings.results_dir), settings.scale.name, settings.seed)
+    study_report.write_study(points, samples, Path(settings.results_dir))
+    failed = samples[~samples["failure"].isin(["", UNPARSED])]
+    complain_of(len(failed), len(samples), sorted(map(str, failed["video"].unique())))
 
 
 def train(settings: DictConfig, overrides: Sequence[str]) -> None:

@@ -52,6 +52,9 @@ STYLES = {
     "compressor_only": Style("#E69F00", "D", ":", (-6, -3)),
     "slow_fast": Style("#0072B2", "o", "-"),
     "slow_fast_official": Style("#D55E00", "^", "-."),
+    "baseline_further": Style("#000000", "s", "--"),
+    "converted_new": Style("#D55E00", "^", "-."),
+    "converted_all": Style("#009E73", "D", ":"),
 }
 FURTHER = [
     Style("#009E73", "v", (0, (3, 1, 1, 1))),
@@ -115,6 +118,34 @@ def accuracy_vs_prefill_flops(table: pd.DataFrame, by_seed: pd.DataFrame, scale:
     handles, labels = left.get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(labels))
     return figure
+
+
+def write_curves(table: pd.DataFrame, by_seed: pd.DataFrame, stem: Path, scale: str) -> list[Path]:
+    """Draw average score over training steps, one line per curve, to `stem`.svg and .png; returns the two.
+
+    As in the main table's frame, but `architecture` names a curve and `frames` its steps.
+    """
+    with matplotlib.rc_context(SETTINGS):
+        figure = Figure(figsize=(4.8, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        measured = _measured(table, by_seed)
+        names, ticks = list(measured["architecture"].unique()), sorted(measured["frames"].unique())
+        for name, group in measured.groupby("architecture", sort=False):
+            beside = (names.index(name) - (len(names) - 1) / 2) * ticks[-1] / 90
+            _series(axes, group["frames"] + beside, group, _style(name, measured), name)
+            _seed_marks(axes, group["frames"] + beside, group, _style(name, measured))
+        axes.set_xticks(ticks)
+        axes.set_xlabel("training steps")
+        axes.set_title(f"Plug-and-play: accuracy against training steps ({scale} scale)")
+        _finish(axes, table)
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc="outside lower center",
+            ncols=2,
+            title=_hollow(by_seed),
+            title_fontsize=7,
+        )
+        return _save(figure, Path(stem))
 
 
 def _series(axes: Axes, x: pd.Series, group: pd.DataFrame, style: Style, name: str) -> None:

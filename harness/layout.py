@@ -73,7 +73,7 @@ def main_blocks(
     measured = table[table["seeds"] > 0]
     events = [(family, _numbers(by_family[family], ".1f")) for family in by_family.columns[2:]]
     return [
-        Block("Scores, 0-100, with 95% intervals", [*_names(table), *_intervals(table)]),
+        Block("Scores, 0-100, with 95% intervals", [*_names(table), *intervals(table)]),
         counts_block(measured, by_seed, unparsed),
         Block("Percent right by kind of event", [*_names(measured), *events]),
         cost_block(measured),
@@ -127,7 +127,7 @@ def controls_block(table: pd.DataFrame) -> Block:
     p = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_largest"]]
     return Block(
         "Percentage points gained over the compressor alone, with 95% intervals",
-        [("slow tokens", names), *_intervals(table, signed=True), ("p", p)],
+        [("slow tokens", names), *intervals(table, signed=True), ("p", p)],
         names=1,
     )
 
@@ -197,7 +197,7 @@ def _names(table: pd.DataFrame) -> Columns:
     ]
 
 
-def _intervals(table: pd.DataFrame, signed: bool = False) -> Columns:
+def intervals(table: pd.DataFrame, signed: bool = False) -> Columns:
     """A column of intervals for each benchmark in the table, and their average."""
     present = [name for name in TITLES if name in table and table[name].notna().any()]
     return [

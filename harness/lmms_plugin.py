@@ -194,22 +194,28 @@ class SlowFastMLLM(lmms):
         """The model's answers; each video is encoded once."""
         if not questions:
             return []
-        features = {path: self._encode(videos[path]) for path in videos_of(questions)}
-        inputs = dict(self.processor(text=[q.prompt for q in questions], n_frames=self.frames))
-        inputs["features"] = torch.cat([features[q.path] for q in questions])
-        inputs["frame_times"] = torch.stack([torch.from_numpy(videos[q.path].times_T) for q in questions])
+        seen = {path: self._encode(videos[path]) for path in videos_of(questions)}
+        kept = self.model.selector.n_frames(self.frames)
+        inputs = dict(self.processor(text=[q.prompt for q in questions], n_frames=kept))
+        inputs["features"] = torch.cat([seen[q.path][0] for q in questions])
+        inputs["frame_times"] = torch.cat([seen[q.path][1] for q in questions])
         if self.control == "other_video":
-            inputs["slow_features"] = torch.cat([features[q.other] for q in questions])
+            inputs["slow_features"] = torch.cat([seen[q.other][0] for q in questions])
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
         ids_BL = self.model.generate(**inputs, max_new_tokens=questions[0].max_new_tokens, do_sample=False)
         new_BL = ids_BL[:, inputs["input_ids"].shape[1] :]
         texts = self.processor.tokenizer.batch_decode(new_BL, skip_special_tokens=True)
         return [cut(text, q.until) for text, q in zip(texts, questions, strict=True)]
 
-    def _encode(self, video: Decoded) -> torch.Tensor:
-        """One video's encoder features, features_BTPV with B = 1."""
-        frames_BTCHW = self.processor.watchable([video.frames_THWC], [video.times_T])["frames"]
-        return self.model.encode_video(frames_BTCHW.to(self.device, self.model.dtype))
+    def _encode(self, video: Decoded) -> tuple[torch.Tensor, torch.Tensor]:
+        """One video's encoder features and frame times, features_BTPV and times_BT with B = 1.
+
+        Of the frames that the model's selector keeps: the encoder sees no others.
+        """
+        shown = self.processor.watchable([video.frames_THWC], [video.times_T])
+        frames_BTCHW, times_BT = (shown[name].to(self.device) for name in ("frames", "frame_times"))
+        kept_BTCHW, times_BK = self.model.select(frames_BTCHW, times_BT)
+        return self.model.encode_video(kept_BTCHW.to(self.model.dtype)), times_BK
 
 
 def hash_checkpoint(folder: Path) -> str:
@@ -256,6 +262,11 @@ def _load(folder: Path, device: torch.device, control: str) -> tuple[Any, Any]:
     model = SlowFastForConditionalGeneration.from_pretrained(folder, local_files_only=True).to(device).eval()
     if control != "none" and not model.hybrid_layers:
         raise UserError(f"control={control}: the model in {folder} has no slow path; use control=none")
+    if model.selector.needs_question:
+        raise UserError(
+            f"the model in {folder} selects frames by the question ({model.config.selector['name']}), but a video is "
+            "encoded once here for all of its questions: use a selector that sees the video alone"
+        )
     if control == "gate_closed":
         model.close_gates_()
     return model, SlowFastProcessor.from_pretrained(folder, local_files_only=True)

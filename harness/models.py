@@ -7,9 +7,9 @@ from omegaconf import DictConfig, OmegaConf
 from transformers import PreTrainedTokenizerBase
 
 from architectures import SlowFastConfig, SlowFastForConditionalGeneration
+from architectures.fusions.base import KV_INITS
+from architectures.selectors import SELECTORS
 from harness.errors import UserError
-
-KV_INITS = ("copy", "scrambled", "random")
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -20,11 +20,15 @@ def plain(config: DictConfig) -> dict[str, Any]:
 def variant_of(settings: DictConfig) -> dict[str, Any]:
     """What makes a variant differ from its base, as fields of `SlowFastConfig`."""
     return {
+        "selector": plain(settings.selector),
         "compressor": plain(settings.compressor),
         "placement": plain(settings.placement),
+        "fusion": plain(settings.fusion),
         "gate": plain(settings.gate),
         "scope": plain(settings.scope),
         "slow_time": plain(settings.slow_tokens.time),
+        "slow_pooling": settings.slow_tokens.pooling,
+        "slow_frames": settings.slow_tokens.frames,
         "kv_init": settings.architecture.kv_init,
         "generated_read_slow": settings.architecture.generated_read_slow,
     }
@@ -78,6 +82,11 @@ def check_variant(settings: DictConfig, frames: int) -> None:
             f"({fast}) and slow_tokens.time ({slow}) must be equal."
         )
     try:
+        if SELECTORS.find(config.selector["name"]).needs_question and "adapt" in settings.scale:
+            raise UserError(
+                f"{where}: selector '{config.selector['name']}' chooses by the question, but at mini scale each "
+                "clip is encoded once for all of its questions; take a selector that sees the video alone."
+            )
         with torch.device("meta"):
             model = SlowFastForConditionalGeneration(config)
         tokens = model.fast_token_count(frames)

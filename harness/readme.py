@@ -15,12 +15,17 @@ TITLES = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {"a
 
 
 def blocks(results: Path) -> dict[str, str]:
-    """Every block of the README that is computed, by the name of its markers."""
-    return {
+    """Every block of the README that is computed, by the name of its markers; the study's where it was run."""
+    made = {
         "table": main_block(pd.read_csv(results / "tables" / "main_mini.csv")),
         "controls": controls_block(pd.read_csv(results / "tables" / "controls_mini.csv")),
         "families": families_block(),
     }
+    for name, block in (("plug_and_play", study_block), ("plug_and_play_differences", differences_block)):
+        path = results / "tables" / f"{name}_mini.csv"
+        if path.is_file():
+            made[name] = block(pd.read_csv(path))
+    return made
 
 
 def main_block(table: pd.DataFrame) -> str:
@@ -55,6 +60,34 @@ def controls_block(table: pd.DataFrame) -> str:
         for row in table.to_dict("records")
     ]
     return _markdown(header, lines)
+
+
+def study_block(table: pd.DataFrame) -> str:
+    """The plug-and-play study: average (0-100, 95% interval) by curve and training steps, in markdown."""
+    steps = sorted(table["step"].unique())
+    lines = []
+    for curve, group in table.groupby("curve", sort=False):
+        by_step = group.set_index("step")
+        if curve == "chance":
+            lines.append([curve, "", *[f"{by_step['average'][0]:.1f}"] * len(steps)])
+            continue
+        half = (by_step["average_hi"] - by_step["average_lo"]) / 2
+        cells = [f"{by_step['average'][step]:.1f} ± {half[step]:.1f}" for step in steps]
+        lines.append([f"`{curve}`", f"{by_step['n_trained'][0]:,}", *cells])
+    return _markdown(["curve", "parameters trained", *(f"{step} steps" for step in steps)], lines)
+
+
+def differences_block(table: pd.DataFrame) -> str:
+    """The plug-and-play study's paired differences of the average, percentage points, in markdown."""
+    lines = [
+        [
+            *(f"`{row[name]}` at {row[f'{name}_step']}" for name in ("first", "second")),
+            f"{row['average']:+.1f}",
+            f"{row['average_lo']:+.1f} to {row['average_hi']:+.1f}",
+        ]
+        for row in table.to_dict("records")
+    ]
+    return _markdown(["after so many steps", "minus", "average", "95% interval"], lines)
 
 
 def families_block() -> str:

@@ -60,19 +60,19 @@ def main_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     if the samples do not add up to the rows' scores.
     """
     rows, samples = _without_controls(rows), _without_controls(samples)
-    scores = _scores(rows, samples)
+    scores = scores_of(rows, samples)
     intervals = statistics.bootstrap(scores).set_index([*statistics.SETTING[:2], "benchmark"])
     lines = []
     for (architecture, frames), group in _in_order(rows):
         line = {"architecture": architecture, "frames": frames, "seeds": group["base_seed"].nunique()}
-        line |= _tokens(group) | {name: _shared(group, name) for name in COUNTED}
+        line |= _tokens(group) | {name: shared(group, name) for name in COUNTED}
         line |= {name: group[name].median() for name in TIMED}
         line |= {name: int(group[name].sum()) for name in ("n_samples", "failures")}
         for name in scores.benchmarks:
             found = intervals.loc[(architecture, frames, name)]
             line |= {name: found["estimate"], f"{name}_lo": found["lo"], f"{name}_hi": found["hi"]}
         lines.append(line)
-    return _against_baseline(pd.DataFrame([*lines, _chance_line(samples)]).reindex(columns=list(COLUMNS)))
+    return _against_baseline(pd.DataFrame([*lines, chance_line(samples)]).reindex(columns=list(COLUMNS)))
 
 
 def seed_table(rows: pd.DataFrame) -> pd.DataFrame:
@@ -98,14 +98,14 @@ def write_main_table(
     """
     rows, samples = _sorted(_without_controls(rows)), _without_controls(samples)
     table = main_table(rows, samples)
-    suffix = seed_suffix(_shared(rows, "seed"))
-    name = f"main_{_shared(rows, 'scale')}{suffix}"
+    suffix = seed_suffix(shared(rows, "seed"))
+    name = f"main_{shared(rows, 'scale')}{suffix}"
     by_seed, by_family = seed_table(rows), family_table(rows, samples)
-    title = f"Slow-fast against its baselines, {_shared(rows, 'scale')} scale"
+    title = f"Slow-fast against its baselines, {shared(rows, 'scale')} scale"
     unparsed = rows.groupby(["architecture", "frames"])["unparsed"].sum()
     blocks = layout.main_blocks(table, by_seed, by_family, unparsed)
-    figures.write_figures(table, by_seed, Path(out_dir) / "figures", _shared(rows, "scale"), suffix)
-    _write(Path(out_dir) / "tables" / name, table, blocks, title, foot.foot(rows, samples), console)
+    figures.write_figures(table, by_seed, Path(out_dir) / "figures", shared(rows, "scale"), suffix)
+    write_table(Path(out_dir) / "tables" / name, table, blocks, title, foot.foot(rows, samples), console)
     return table
 
 
@@ -122,7 +122,7 @@ def controls_table(rows: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     rows = rows[chosen]
     keys = pd.MultiIndex.from_frame(rows[statistics.SETTING])
     samples = samples[pd.MultiIndex.from_frame(samples[statistics.SETTING]).isin(keys)]
-    scores = _scores(rows, samples)
+    scores = scores_of(rows, samples)
     lines = []
     for setting in sorted(scores.settings, key=lambda each: (each[2] != "none", each)):
         if setting == REFERENCE:
@@ -148,16 +148,19 @@ def write_controls_table(
     """
     table = controls_table(rows, samples)
     rows = _sorted(rows[rows["frames"].eq(CONTROLLED[1])])
-    scale = _shared(rows, "scale")
+    scale = shared(rows, "scale")
     title = f"Controls: {CONTROLLED[0]} minus {REFERENCE[0]} at {CONTROLLED[1]} frames, {scale} scale"
     lines = foot.controls_foot(rows, samples[samples["frames"].eq(CONTROLLED[1])])
     blocks = [layout.controls_block(table)]
-    name = f"controls_{scale}{seed_suffix(_shared(rows, 'seed'))}"
-    _write(Path(out_dir) / "tables" / name, table, blocks, title, lines, console)
+    name = f"controls_{scale}{seed_suffix(shared(rows, 'seed'))}"
+    write_table(Path(out_dir) / "tables" / name, table, blocks, title, lines, console)
     return table
 
 
-def _write(stem: Path, table: pd.DataFrame, blocks, title: str, lines: list[str], console: Console | None):
+def write_table(
+    stem: Path, table: pd.DataFrame, blocks: list[layout.Block], title: str, lines: list[str], console: Console | None
+) -> None:
+    """Write a table's csv, the blocks with their title and foot as md and tex, and print these."""
     write_text(
         stem.with_suffix(".csv"),
         table.round({name: 4 for name in table if name != "p_largest"}).to_csv(index=False, lineterminator="\n"),
@@ -167,7 +170,7 @@ def _write(stem: Path, table: pd.DataFrame, blocks, title: str, lines: list[str]
     layout.print_table(blocks, title, lines, console or Console())
 
 
-def _scores(rows: pd.DataFrame, samples: pd.DataFrame) -> Scores:
+def scores_of(rows: pd.DataFrame, samples: pd.DataFrame) -> Scores:
     """The samples resampled, after checking that they are the samples of `rows`."""
     if rows.empty:
         raise UserError("there are no rows to report; `python -m harness table` makes them.")
@@ -203,7 +206,7 @@ def _against_baseline(table: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-def _chance_line(samples: pd.DataFrame) -> dict:
+def chance_line(samples: pd.DataFrame) -> dict:
     """Guessing: no frames, no answers, no cost, and exactly known given the questions."""
     asked = samples.drop_duplicates(statistics.QUESTION)
     levels = {
@@ -224,10 +227,10 @@ def _in_order(rows: pd.DataFrame):
 
 
 def _tokens(group: pd.DataFrame) -> dict[str, int]:
-    return {name: int(_shared(group, name)) for name in ("fast_tokens", "slow_tokens")}
+    return {name: int(shared(group, name)) for name in ("fast_tokens", "slow_tokens")}
 
 
-def _shared(rows: pd.DataFrame, field: str):
+def shared(rows: pd.DataFrame, field: str):
     """The one value that all `rows` have in `field`; UserError if they differ."""
     values = rows[field].unique()
     if len(values) > 1:

@@ -3,8 +3,13 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+from pydantic import BaseModel
+
 from harness.foot import BASELINE
 from harness.paths import write_text
+from harness.plug_and_play import SAMPLES, Point, meanings
+from harness.plug_and_play_report import COLUMNS as STUDY_COLUMNS
+from harness.plug_and_play_report import DIFFERENCES
 from harness.report import COLUMNS, SCORES
 from harness.rows import REFERENCE, SAMPLE_COLUMNS, SCHEMA_VERSION, Row
 
@@ -22,7 +27,11 @@ frames, base seed, control) |
 and tex |
 | `tables/controls_SCALE.{csv,md,tex}` | slow_fast as trained, and with its slow tokens switched off or \
 replaced, minus the compressor alone |
-| `figures/*.{svg,png}` | the main table drawn |
+| `rows/plug_and_play_SCALE_seedSEED.{jsonl,samples.parquet}` | the points of the plug-and-play study, one JSON \
+object per (curve, steps, base seed), and what each answered |
+| `tables/plug_and_play_SCALE.{csv,md,tex}` | the study: average score by curve and training steps |
+| `tables/plug_and_play_differences_SCALE.csv` | what its curves gained over each other |
+| `figures/*.{svg,png}` | the main table, and the study's curves, drawn |
 | `runs/` | where training and evaluation keep their work; not in git |
 
 Tables and figures of seed 0 have these plain names; those of any other seed N end in `_seedN`, as in
@@ -45,12 +54,11 @@ CONTROLS_COLUMNS = {
 
 def text() -> str:
     """The whole of results/README.md."""
-    fields = [(f"`{name}`", _type(field.annotation), field.description) for name, field in Row.model_fields.items()]
     return "\n".join(
         [
             INTRODUCTION,
             f"## Rows (schema version {SCHEMA_VERSION})\n",
-            _table(["field", "type", "meaning"], fields),
+            _table(["field", "type", "meaning"], _fields(Row)),
             "## Samples\n",
             _table(["column", "meaning"], _documented(SAMPLE_COLUMNS)),
             "## tables/main_SCALE.csv\n",
@@ -59,6 +67,15 @@ def text() -> str:
             _table(["column", "meaning"], _documented(COLUMNS)),
             "## tables/controls_SCALE.csv\n",
             _table(["column", "meaning"], _documented(CONTROLS_COLUMNS)),
+            "## rows/plug_and_play_SCALE_seedSEED.jsonl\n",
+            "Curves: " + "; ".join(f"`{name}`: {meaning}" for name, meaning in meanings().items()) + ".\n",
+            _table(["field", "type", "meaning"], _fields(Point)),
+            "## rows/plug_and_play_SCALE_seedSEED.samples.parquet\n",
+            _table(["column", "meaning"], _documented(SAMPLES)),
+            "## tables/plug_and_play_SCALE.csv\n",
+            _table(["column", "meaning"], _documented(STUDY_COLUMNS)),
+            "## tables/plug_and_play_differences_SCALE.csv\n",
+            _table(["column", "meaning"], _documented(DIFFERENCES)),
         ]
     )
 
@@ -67,6 +84,11 @@ def main() -> None:
     """Write the file."""
     write_text(README, text())
     print(README)
+
+
+def _fields(schema: type[BaseModel]) -> Iterable[tuple[str, str, str]]:
+    fields = schema.model_fields.items()
+    return ((f"`{name}`", _type(field.annotation), field.description) for name, field in fields)
 
 
 def _documented(columns: dict[str, str]) -> Iterable[tuple[str, str]]:

@@ -52,6 +52,7 @@ class Settings:
 
     scale: dict[str, Any] = group("sizes of everything")
     architecture: dict[str, Any] = group("a row of the table: sets the groups below")
+    selector: dict[str, Any] = group("which frames the encoder sees")
     encoder: dict[str, Any] = group("frames to features")
     compressor: dict[str, Any] = group("all tokens of a video to its fast tokens")
     slow_tokens: dict[str, Any] = group("what cross-attention reads")

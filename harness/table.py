@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,19 +28,20 @@ from harness.provenance import Provenance
 from harness.rows import CONTROLLED, Row, make_row
 from harness.settings import Control
 from harness.stages import DESCRIPTION, Stage
+from harness.table_stages import cheap_encoder_stages, selection_needs, selection_stages
 from harness.video import SAMPLING_RULE
 
 POOL_PARTS = 4
 TEXT_TOKENS = 64
 PAPER = ("scale=paper", "encoder=convnext_xxlarge")
 CONTROLS = tuple(control.value for control in Control if control is not Control.none)
-VARIANT_GROUPS = ("architecture", "compressor", "gate", "placement", "scope", "slow_tokens")
+VARIANT_GROUPS = ("architecture", "selector", "compressor", "fusion", "gate", "placement", "scope", "slow_tokens")
 
 WORLD = tuple(f"harness.mini.{name}" for name in ("world", "clips", "questions", "schema"))
 ENCODING = (*WORLD, "harness.mini.encoder", "architectures.encoders")
 LEARNING = (
     *WORLD,
-    *(f"harness.mini.{name}" for name in ("recipes", "stream", "pool", "tokenizer", "initialise")),
+    *(f"harness.mini.{name}" for name in ("recipes", "stream", "pool", "tokenizer", "initialise", "conversion")),
     *(f"harness.{name}" for name in ("train", "packing", "video", "benchmarks")),
     "architectures",
 )
@@ -127,7 +129,7 @@ class Plan:
     def training(self) -> list[Stage]:
         """All that trains: it needs no suite."""
         base_seeds = self.settings.base_seeds
-        shared = [self.encoder(), *self.pool(), *map(self.base, base_seeds)]
+        shared = [self.encoder(), *self.pool(), *self.selection(), *map(self.base, base_seeds)]
         return [*shared, *(self.model(cell, base_seed) for base_seed in base_seeds for cell in self.cells)]
 
     def needed_by(self, wanted: Sequence[str]) -> list[Stage]:
@@ -152,8 +154,7 @@ class Plan:
 
     def pool(self) -> list[Stage]:
         """The features of the training clips, in parts, and of the development clips."""
-        edges = [round(part * self.scale.pool_clips / POOL_PARTS) for part in range(POOL_PARTS + 1)]
-        ranges = {f"pool{part}": (edges[part], edges[part + 1], "training") for part in range(POOL_PARTS)}
+        ranges = {f"pool{part}": (*edges, "training") for part, edges in enumerate(self.pool_ranges())}
         ranges["development"] = (0, min(100, self.scale.pool_clips), "development")
         sources = (*ENCODING, "harness.mini.pool")
         return [
@@ -167,6 +168,13 @@ class Plan:
             )
             for name, (start, stop, clips) in ranges.items()
         ]
+
+    def selection(self) -> list[Stage]:
+        """What rows with a frame selector need besides: its own encoder, if any, and its choices of frames."""
+        rows = [(self.of_architecture[cell.architecture], cell.frames) for cell in self.cells]
+        own = (cheap_encoder_stages(settings, ENCODING) for settings in self.of_architecture.values())
+        choices = (selection_stages(settings, frames, self.pool_ranges(), WORLD) for settings, frames in rows)
+        return [stage for stages in (*own, *choices) for stage in stages]
 
     def base(self, base_seed: int) -> Stage:
         """One base: its configuration is the self-attention model's, whatever variant was asked for."""
@@ -189,7 +197,8 @@ class Plan:
             "variant": variant_of(self.of_architecture[cell.architecture]),
             "recipe": plain(self.scale.adapt),
         }
-        needs = {"base": f"base{base_seed}", **self.pool_parts()}
+        chosen = selection_needs(self.of_architecture[cell.architecture], cell.frames, POOL_PARTS)
+        needs = {"base": f"base{base_seed}", **self.pool_parts(), **chosen}
         function = "harness.mini.training:adapt_stage"
         weight = 0.25 * self.scale.adapt.steps
         return Stage(model_name(cell, base_seed), function, kwargs, needs, weight, LEARNING)
@@ -225,6 +234,11 @@ class Plan:
         kwargs = {"frames": [cell.frames for cell in self.cells]}
         sources = ("architectures", "harness.profilers.latency")
         return Stage("latency", "harness.table_stages:latency_stage", kwargs, needs, 20, sources)
+
+    def pool_ranges(self) -> list[tuple[int, int]]:
+        """The training clips of each part of the pool, from and to."""
+        edges = [round(part * self.scale.pool_clips / POOL_PARTS) for part in range(POOL_PARTS + 1)]
+        return list(pairwise(edges))
 
     def pool_parts(self) -> dict[str, str]:
         """The parts of the pool, as needs."""
@@ -271,9 +285,10 @@ class Plan:
     def timings(self, folders: dict[str, Path], cell: Cell, base_seed: int, control: str) -> dict[str, float]:
         """Seconds of each stage behind a row; shared ones stand in every row that used them."""
         seconds = {name: read_json(folder / DESCRIPTION)["seconds"] for name, folder in folders.items()}
+        chosen = selection_needs(self.of_architecture[cell.architecture], cell.frames, POOL_PARTS)
         return {
             "encoder": seconds["encoder"],
-            "pool": sum(seconds[part] for part in (*self.pool_parts(), "development")),
+            "pool": sum(seconds[part] for part in (*self.pool_parts(), "development", *chosen.values())),
             "base": seconds[f"base{base_seed}"],
             "adapt": seconds[model_name(cell, base_seed)],
             "evaluate": seconds[scores_name(cell, base_seed, control)],
@@ -289,8 +304,8 @@ class Plan:
             "video in the decoder's first layer only (scale.base.first_layer_reading). Slow-fast's copied keys and "
             "values profit from such a base; in a pre-study on two bases trained without the rule (another "
             "implementation, not repeated here), slow-fast did not beat the compressor alone.",
-            "What is salient is what is asked about here, so a selector that picks 16 salient frames may do as well "
-            "without a slow path: that rival, and distractors, are not in this table.",
+            "What is salient is what is asked about here, so that a selector of 16 frames (self_attention_selected) "
+            "can do without a slow path. Distractors, which it would select as well, are not in this world.",
             f"Base training further: clips of 5 to {BaseTraining.FRAMES_AT_MOST} frames chosen to hold the events "
             f"asked about (full length from step {recipe.all_frames_from}), captions of single frames for "
             f"{recipe.alignment_steps} steps, {recipe.text_only:.1%} text-only questions, families drawn by running "

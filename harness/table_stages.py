@@ -1,12 +1,82 @@
-"""The stages of a table that are not training: evaluation, FLOPs, latency; the plan is in `table`."""
+"""The stages of a table that are not training, and those of frame selection; the plan is in `table`."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from omegaconf import DictConfig
+
+from harness.models import plain
 from harness.paths import write_text
 from harness.progress import Progress
+from harness.stages import Stage
+
+SELECTING = ("architectures.encoders", "architectures.selectors", "harness.mini.encoder", "harness.mini.pool")
+
+
+def selects(settings: DictConfig) -> bool:
+    """Whether the encoder sees only some of a row's frames."""
+    return settings.selector.name != "all"
+
+
+def cheap_encoder_stages(settings: DictConfig, sources: Sequence[str]) -> list[Stage]:
+    """The pretraining of a selector's own encoder, where it has one: as the encoder's, on smaller frames."""
+    if "encoder" not in settings.selector:
+        return []
+    kwargs = {
+        "seed": settings.seed,
+        "vision": plain(settings.selector.encoder),
+        "recipe": plain(settings.scale.encoder_training),
+    }
+    function = "harness.mini.training:encoder_stage"
+    return [Stage(cheap_encoder_name(settings), function, kwargs, weight=60, sources=tuple(sources))]
+
+
+def selection_stages(
+    settings: DictConfig, frames: int, ranges: Sequence[tuple[int, int]], sources: Sequence[str]
+) -> list[Stage]:
+    """A row's choices of frames of the pool's clips, in the pool's parts."""
+    if not selects(settings):
+        return []
+    needs = {"cheap_encoder": cheap_encoder_name(settings)} if "encoder" in settings.selector else {}
+    kwargs = {
+        "seed": settings.seed,
+        "vision": plain(settings.encoder),
+        "selector": plain(settings.selector),
+        "frames": frames,
+    }
+    function = "harness.mini.training:selection_stage"
+    return [
+        Stage(
+            selection_name(settings, frames, part),
+            function,
+            {**kwargs, "start": start, "stop": stop},
+            needs,
+            weight=0.04 * (stop - start),
+            sources=(*sources, *SELECTING, "harness.video"),
+        )
+        for part, (start, stop) in enumerate(ranges)
+    ]
+
+
+def selection_needs(settings: DictConfig, frames: int, parts: int) -> dict[str, str]:
+    """What the adaptation of a row needs of the stages above: its parameter -> the stage."""
+    if not selects(settings):
+        return {}
+    cheap = {"cheap_encoder": cheap_encoder_name(settings)} if "encoder" in settings.selector else {}
+    return {**cheap, **{f"selection{part}": selection_name(settings, frames, part) for part in range(parts)}}
+
+
+def cheap_encoder_name(settings: DictConfig) -> str:
+    """Stage name of the encoder that an architecture's selector has of its own."""
+    return f"cheap_encoder-{settings.architecture.name}"
+
+
+def selection_name(settings: DictConfig, frames: int, part: int) -> str:
+    """Stage name of a part of a row's choices."""
+    return f"selection{part}-{settings.architecture.name}-{frames}"
 
 
 def scores_stage(

@@ -7,9 +7,7 @@ from itertools import combinations
 Choice = tuple[str, str]  # (group, name)
 
 
-def pairwise(
-    groups: Mapping[str, Sequence[str]], never: Collection[frozenset[Choice]] = ()
-) -> list[dict[str, str]]:
+def pairwise(groups: Mapping[str, Sequence[str]], never: Collection[frozenset[Choice]] = ()) -> list[dict[str, str]]:
     """Combinations of one choice per group, such that any two choices of two groups meet in one of them.
 
     Greedy and deterministic: each combination starts from the first pair that has not met yet, of the largest

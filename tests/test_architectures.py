@@ -43,11 +43,15 @@ def test_every_combination_runs_learns_answers_and_is_saved(overrides: tuple[str
     size = model.encoder.image_size
     frames_BTCHW = torch.randn(1, T, 3, size, size, generator=torch.Generator().manual_seed(3))
     inputs = {"input_ids": ids, "frames": frames_BTCHW, "frame_times": torch.linspace(0, 1, T)[None]}
+    inputs["questions"] = ids[:, -3:]  # for the selectors that choose by them
 
     outputs = model(**inputs, labels=ids)
     assert outputs.logits.shape == (*ids.shape, len(tokenizer()))
     outputs.loss.backward()
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            assert name.startswith("selector."), f"{name} is frozen"
+            continue
         assert parameter.grad is not None, f"{name} gets no gradient"
         # a bias on all slow keys alike shifts every score alike, and softmax does not see it
         if not name.endswith("cross_attention.k_proj.bias"):
@@ -192,7 +196,9 @@ def test_an_unknown_name_lists_the_known_ones(registry: Registry) -> None:
 
 
 def test_an_unknown_option_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"^placement 'every' has no option 'm': its options are maximum, minimum, n\.$"):
+    with pytest.raises(
+        ValueError, match=r"^placement 'every' has no option 'm': its options are maximum, minimum, n\.$"
+    ):
         PLACEMENTS.build({"name": "every", "m": 2}, n_layers=4)
     with pytest.raises(ValueError, match=r"^placement 'every' has no option 'n_layers'"):
         PLACEMENTS.build({"name": "every", "n_layers": 2}, n_layers=4)

@@ -265,7 +265,7 @@ def test_rotary_slow_keys_stand_where_the_fast_token_of_their_moment_stands() ->
     model = small_model("slow_tokens=rotary", "compressor=identity", video_pooling=4)  # one token a frame
     inputs = {"input_ids": prompt(model, frames=5), **video(model, frames=5)}
     decoder, cross = model.language_model.model, model.language_model.model.layers[0].self_attn.cross_attention
-    embeds_BLD, slow_BSD = embedded(model, inputs)
+    _, slow_BSD = embedded(model, inputs)
     cache = model(**inputs, use_cache=True).past_key_values
     key_SKE = cache.slow_memory.shelves[0][0].chunks[0][0][0].transpose(0, 1)
     plain_SKE = cross.k_proj(decoder.layers[0].input_layernorm(slow_BSD))[0].unflatten(-1, (-1, cross.head_dim))

@@ -39,7 +39,7 @@ def test_every_pair_of_variants_is_tried() -> None:
     assert len(found) < 250
 
 
-@pytest.mark.parametrize("refused", REFUSED, ids=str)
+@pytest.mark.parametrize("refused", REFUSED, ids=lambda refused: " ".join(sorted(name for _, name in refused)))
 def test_what_does_not_go_together_says_why(refused: frozenset) -> None:
     with pytest.raises(ValueError, match=r"^fusion 'hyper_attention': gate 'none' leaves nothing of self-attention"):
         small_model(*(f"{group}={name}" for group, name in refused))

@@ -227,7 +227,9 @@ def test_a_question_aware_selector_gets_its_questions() -> None:
     processor = SlowFastProcessor.for_model(model.config, model.encoder, tokenizer())
     assert processor.fast_token_count(5) == model.fast_token_count(5) == model.fast_token_count(2)
     size = model.encoder.image_size
-    frames_THWC = torch.randint(0, 256, (5, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    frames_THWC = torch.randint(
+        0, 256, (5, size, size, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     texts, times_T = ["Where is red", "What colour is the ball"], torch.linspace(0, 1, 5)
     inputs = processor(texts, videos=[frames_THWC] * 2, times=[times_T] * 2)
     assert inputs["questions"].shape == (2, 5)

@@ -31,7 +31,7 @@ class Fusion(nn.Module, ABC):
         self.layer_index = index
         attention = layer.self_attn
         self.head_dim: int = attention.head_dim
-        self.heads: int = attention.q_proj.out_features // self.head_dim
+        self.heads: int = attention.o_proj.in_features // self.head_dim  # some query projections make a gate as well
         self.key_heads: int = attention.k_proj.out_features // self.head_dim
         self.gate = GATES.build(gate, heads=self.heads, head_dim=self.head_dim)
 

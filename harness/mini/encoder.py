@@ -1,4 +1,7 @@
-"""The mini encoder's pretraining: recognise glyphs, colours and the ball in frames (stands in for CLIP)."""
+"""The mini encoder's pretraining: recognise glyphs, colours and the ball in frames (stands in for CLIP).
+
+A selector's cheap encoder is pretrained in the same way, on the same frames, shrunk to its own size.
+"""
 
 import json
 import math
@@ -55,6 +58,14 @@ def normalise(frames_THWC: np.ndarray | torch.Tensor, encoder: Encoder) -> torch
     return (pixels - mean[:, None, None]) / std[:, None, None]
 
 
+def shrunk(frames_THWC: np.ndarray | torch.Tensor, encoder: Encoder) -> torch.Tensor:
+    """As `normalise`, and shrunk to the encoder's `image_size` as a selector's cheap encoder sees frames."""
+    frames_TCHW = normalise(frames_THWC, encoder)
+    if frames_TCHW.shape[-1] == encoder.image_size:
+        return frames_TCHW
+    return F.adaptive_avg_pool2d(frames_TCHW, encoder.image_size)
+
+
 def labelled_frames(seed: int, clips: int, progress: Callable[[int, int], None]) -> list[torch.Tensor]:
     """`clips` x 128 frames as a reader of their mp4 sees them: frames_NHWC, glyph_N4, colour_N4, ball_N2."""
     parts = []
@@ -91,7 +102,7 @@ def pretrain_encoder(
         for group in optimizer.param_groups:
             group["lr"] = recipe.lr * min(1, (step + 1) / recipe.warmup) * decay
         pick = torch.from_numpy(rng.integers(held_out, len(frames_NHWC), recipe.batch))
-        glyph, colour, ball = model(normalise(frames_NHWC[pick], encoder))
+        glyph, colour, ball = model(shrunk(frames_NHWC[pick], encoder))
         loss = (
             F.cross_entropy(glyph.flatten(0, 1), glyph_N4[pick].flatten())
             + F.cross_entropy(colour.flatten(0, 1), colour_N4[pick].flatten())
@@ -104,7 +115,7 @@ def pretrain_encoder(
             _save(checkpoint, model, optimizer, rng, step + 1)
         progress("encoder", step + 1, recipe.steps)
     encoder.eval().requires_grad_(False)
-    encoder.standardise_(normalise(frames_NHWC[:512], encoder))
+    encoder.standardise_(shrunk(frames_NHWC[:512], encoder))
     return encoder, recognition(model, frames_NHWC[:held_out], glyph_N4[:held_out], colour_N4[:held_out])
 
 
@@ -139,7 +150,7 @@ def recognition(
     mean, std = encoder.feature_mean.clone(), encoder.feature_std.clone()
     encoder.feature_mean.zero_()
     encoder.feature_std.fill_(1)
-    outputs = [model(normalise(part, encoder))[:2] for part in frames_NHWC.split(512)]
+    outputs = [model(shrunk(part, encoder))[:2] for part in frames_NHWC.split(512)]
     encoder.feature_mean.copy_(mean)
     encoder.feature_std.copy_(std)
     glyph, colour = (torch.cat(part).argmax(-1) for part in zip(*outputs, strict=True))

@@ -1,4 +1,7 @@
-"""The pool of training clips: frames through the codec, then the frozen encoder's features, kept on disk."""
+"""The pool of training clips: frames through the codec, then the frozen encoder's features, kept on disk.
+
+Beside them, for each row with a frame selector, which frames of every clip it keeps.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,9 +11,11 @@ import numpy as np
 import torch
 
 from architectures.encoders import Encoder
+from architectures.selectors import Selector
 from harness.mini.clips import through_codec
 from harness.mini.encoder import normalise
 from harness.mini.world import FRAMES, Clip, draw_clip, render
+from harness.video import uniform_indices
 
 
 def write_features(
@@ -26,6 +31,33 @@ def write_features(
             features[index - start] = encoder.encode(normalise(frames_THWC, encoder)).numpy()
         progress(index - start + 1, stop - start)
     features.flush()
+
+
+def write_choices(
+    selector: Selector,
+    encoder: type[Encoder] | Encoder,
+    seed: int,
+    clips: range,
+    frames: int,
+    path: Path,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Of `frames` frames sampled uniformly from each clip of a seed, those that are kept: `int16 choices_NK` (npy).
+
+    They are places in the whole clip, ascending. `encoder` says how frames are normalised.
+    """
+    offered_T = uniform_indices(FRAMES, frames)
+    choices_NK = np.empty((len(clips), selector.n_frames(frames)), np.int16)
+    for row, index in enumerate(clips):
+        frames_THWC = through_codec(render(draw_clip(seed, index)))[offered_T]
+        choices_NK[row] = offered_T[selector(normalise(frames_THWC, encoder)[None])[0].numpy()]
+        progress(row + 1, len(clips))
+    np.save(path, choices_NK)
+
+
+def read_choices(paths: list[Path]) -> np.ndarray:
+    """The choices that `write_choices` made of consecutive ranges from clip 0 on: `int64 choices_NK`."""
+    return np.concatenate([np.load(path) for path in paths]).astype(np.int64)
 
 
 @dataclass(frozen=True)

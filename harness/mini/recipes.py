@@ -193,7 +193,7 @@ class BaseTraining:
         flashes = [clip.flashes[rng.integers(len(clip.flashes))] for clip in (self.pool.clips[i] for i in clips_B)]
         frames_B1 = np.array([[flash.start] for flash in flashes])
         times_B1 = torch.from_numpy(frames_B1).float() / (FRAMES - 1)
-        visual = model.watch(self.pool.features(clips_B, frames_B1))
+        visual = model.watch(self.pool.features(clips_B, frames_B1), model.config.video_pooling)
         tokens_B4D = (visual + model.time_of(times_B1, model.config.fast_time)).flatten(1, 3)
         language = model.language_model
         logits_B4W = language.lm_head(language.model.norm(tokens_B4D))
@@ -225,10 +225,25 @@ class AdaptRecipe:
 
 
 class AdaptTraining:
-    """The `adapt` stage: all parameters of a variant, on uniformly sampled frames, families drawn alike."""
+    """The `adapt` stage: all parameters of a variant, on uniformly sampled frames, families drawn alike.
 
-    def __init__(self, recipe: AdaptRecipe, pool: Pool, stream: QuestionStream, seed: int, model: Any, frames: int):
+    `choices_NK` are the frames of each clip of the pool that a selector keeps of them (None: all are seen).
+    """
+
+    def __init__(
+        self,
+        recipe: AdaptRecipe,
+        pool: Pool,
+        stream: QuestionStream,
+        seed: int,
+        model: Any,
+        frames: int,
+        choices_NK: np.ndarray | None = None,
+    ):
+        if choices_NK is not None and len(choices_NK) != len(pool):
+            raise ValueError(f"There are choices of frames for {len(choices_NK)} clips, but {len(pool)} clips.")
         self.recipe, self.seed = recipe, seed
+        self.choices_NK = choices_NK
         self.questions = PackedQuestions(pool, stream, model)
         self.pool, self.stream = pool, stream
         self.frames_T = uniform_indices(FRAMES, frames)
@@ -244,5 +259,11 @@ class AdaptTraining:
                 self.stream.draw(chance, clip, chance.choice(list(FAMILIES))) for _ in range(self.recipe.questions)
             ]
             branches.append(self.stream.branches(drawn))
-        batch = self.questions.batch(clips_B, np.tile(self.frames_T, (len(clips_B), 1)), branches)
+        batch = self.questions.batch(clips_B, self.frames_of(clips_B), branches)
         return question_losses(self.questions.logits(model, batch), batch)[0]
+
+    def frames_of(self, clips_B: np.ndarray) -> np.ndarray:
+        """The frames that the model sees of some clips, `frames_BT`, as in evaluation."""
+        if self.choices_NK is None:
+            return np.tile(self.frames_T, (len(clips_B), 1))
+        return self.choices_NK[clips_B]

@@ -69,6 +69,7 @@ def count_model(model: SlowFastForConditionalGeneration, frames: int, text_token
     encoder, language = model.encoder, model.language_model
     size, width = encoder.image_size, model.config.text_config.hidden_size
     patches = encoder.grid[0] * encoder.grid[1]
+    choosing, frames = count_choosing(model, frames), model.selector.n_frames(frames)
     with META:
         frame, times = torch.empty(1, 1, 3, size, size), torch.empty(1, frames)
         features = torch.empty(1, frames, patches, encoder.width)
@@ -97,7 +98,17 @@ def count_model(model: SlowFastForConditionalGeneration, frames: int, text_token
         )
     )
     _, lm_head = counted(lambda: language.lm_head(hidden[:, -1:]))
-    return FlopCount(n_fast, n_slow, vision * frames, projector, slow, decoder, lm_head)
+    return FlopCount(n_fast, n_slow, choosing + vision * frames, projector, slow, decoder, lm_head)
+
+
+def count_choosing(model: SlowFastForConditionalGeneration, frames: int) -> int:
+    """FLOPs of choosing the frames that the encoder sees; the choice itself takes none."""
+    selector, size = model.selector, model.encoder.image_size
+    if selector.n_frames(frames) == frames:
+        return 0
+    with META:
+        question = torch.zeros(1, 1, dtype=torch.long) if selector.needs_question else None
+        return counted(lambda: selector.scores(torch.empty(1, frames, 3, size, size), question))[1]
 
 
 def places_of(model: SlowFastForConditionalGeneration, tokens: VideoTokens) -> torch.Tensor | None:

@@ -34,6 +34,7 @@ class Latency:
 def time_once(model: SlowFastForConditionalGeneration, frames: int, new_tokens: int) -> tuple[float, float]:
     """Seconds of one prefill, and of one decoded token (mean of `new_tokens`)."""
     grid, config = model.encoder.grid, model.config
+    frames = model.selector.n_frames(frames)  # the features that a prefill starts from are of these
     features = torch.zeros(1, frames, grid[0] * grid[1], model.encoder.width)
     times = torch.linspace(0, 1, frames)[None]
     text = torch.full((1, TEXT_TOKENS), config.video_token_id + 1)

@@ -1,0 +1,387 @@
+"""One function makes an existing Hugging Face model slow-fast: `convert(model)`.
+
+    model = convert(Qwen2_5_VLForConditionalGeneration.from_pretrained(...))
+    for parameter in model.parameters(): parameter.requires_grad_(False)
+    optimizer = AdamW([p.requires_grad_() for p in new_parameters(model)])
+    model.generate(**inputs_of_16_frames, slow_inputs=video_inputs_of_128_frames)
+
+The fast tokens are the model's own video tokens, in its prompt as ever; the slow tokens are what its own
+vision path makes of a longer version of the same video, beside the prompt. The gates start closed, so that a
+converted model computes what it did before, to the bit, until it is trained (arXiv 2504.01328, section 3).
+
+The model's class becomes a subclass of what it was, `SlowFast<name>`; nothing of the model is copied. How the slow
+memory gets to the attention function: the decoder is handed it as keyword arguments, by a hook that lives for one
+call, and decoders pass keyword arguments they don't know down to the attention function.
+"""
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoConfig, Cache, PreTrainedModel
+
+from architectures.conversion import (
+    decoder_of,
+    expect_arguments_to_arrive,
+    expect_known_names,
+    hybrid_layers,
+    install,
+    use_hybrid_attention,
+)
+from architectures.fusions import Fusion
+from architectures.hybrid import fusions, remember
+from architectures.prompts import positions_of, real_tokens
+from architectures.scope import scope_of
+from architectures.slow_memory import Readers, SlowMemory
+from architectures.tokens import SlowContext
+
+SLOW_INPUTS = ("slow_tokens", "slow_inputs", "slow_times", "is_video")
+VISUAL_TOKENS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
+
+VideoInputs = dict[str, torch.Tensor]
+
+
+def convert(
+    model: PreTrainedModel,
+    placement: dict[str, Any] | None = None,
+    gate: dict[str, Any] | None = None,
+    scope: dict[str, Any] | None = None,
+    fusion: dict[str, Any] | None = None,
+    kv_init: str = "copy",
+    slow_time: dict[str, Any] | None = None,
+    slow_chunk: int | None = None,
+    slow_device: str | None = None,
+) -> PreTrainedModel:
+    """Turns `model` (a Hugging Face decoder with a head, or a whole video MLLM) into a slow-fast one; returns it.
+
+    `placement` (default: every 8th layer), `gate` (dynamic_tanh), `scope` (text_only), `fusion` (slow_fast),
+    `kv_init`, `slow_time` (none), `slow_chunk` and `slow_device` mean what they mean in `SlowFastConfig`; they
+    are saved as `config.slow_fast`. Its `forward` and `generate` then take, besides what they took, the slow tokens
+    of a batch: see `SlowFastModel.forward`. Slow keys pass the layer's input norm and key norm; reading has no
+    soft-capping where self-attention has (Gemma2), no window where it has one, and no rotary position of keys.
+    Raises ValueError, in a sentence, for a model that cannot be converted, and leaves it as it was.
+    """
+    if isinstance(model, SlowFastModel):
+        raise ValueError(f"{type(model).__name__} is slow-fast already.")
+    spec = {
+        "base": type(model).__name__,
+        "placement": placement or {"name": "every", "n": 8},
+        "gate": gate or {"name": "dynamic_tanh"},
+        "scope": scope or {"name": "text_only"},
+        "fusion": fusion or {"name": "slow_fast"},
+        "kv_init": kv_init,
+        "slow_time": slow_time or {"name": "none"},
+        "slow_chunk": slow_chunk,
+        "slow_device": slow_device,
+    }
+    decoder = decoder_of(model)
+    layers = hybrid_layers(decoder, spec)
+    expect_known_names(decoder.layers[layers[0]], spec)
+    expect_arguments_to_arrive(decoder, layers)
+    install(model, spec)
+    for index, built in fusions(decoder).items():
+        layer = decoder.layers[index]
+        like = layer.self_attn.o_proj.weight
+        built.to(device=like.device, dtype=like.dtype if like.is_floating_point() else model.dtype)
+        built.initialise_(layer, kv_init)
+        built.train(model.training)
+    model.slow_time.to(device=like.device, dtype=model.dtype)
+    model.config.slow_fast = spec
+    model.__class__ = slow_fast_class(type(model))
+    return model
+
+
+def new_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that `convert` added, for an optimizer."""
+    added = [module for name, module in model.named_modules() if is_new(name, module)]
+    return list({id(p): p for module in added for p in module.parameters()}.values())
+
+
+def new_modules(model: nn.Module) -> list[str]:
+    """Names of the added modules that hold parameters: PEFT's `modules_to_save` trains and saves them whole.
+
+    A fusion's parts, not the fusion, which must stay the module that it is.
+    """
+    added = {name: module for name, module in model.named_modules() if is_new(name, module)}
+    parts = {
+        f"{name}.{part}": child
+        for name, module in added.items()
+        if isinstance(module, Fusion)
+        for part, child in module.named_children()
+    }
+    others = {name: module for name, module in added.items() if not isinstance(module, Fusion)}
+    return [name for name, module in {**parts, **others}.items() if any(True for _ in module.parameters())]
+
+
+def is_new(name: str, module: nn.Module) -> bool:
+    """Whether `convert` added this module."""
+    return isinstance(module, Fusion) or name.split(".")[-1] == "slow_time"
+
+
+def load(path: str, **kwargs: Any) -> PreTrainedModel:
+    """A converted model that `save_pretrained` wrote to `path`; `kwargs` as for `from_pretrained`."""
+    config = kwargs.pop("config", None) or AutoConfig.from_pretrained(path)
+    spec = getattr(config, "slow_fast", None)
+    if spec is None:
+        raise ValueError(f"{path} holds no converted model: its config.json has no 'slow_fast'.")
+    return slow_fast_class(getattr(transformers, spec["base"])).from_pretrained(path, config=config, **kwargs)
+
+
+@functools.cache
+def slow_fast_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """`SlowFast<base>`: `base` whose forward and generate take slow tokens."""
+
+    def forward(self: "SlowFastModel", *args: Any, **kwargs: Any) -> Any:
+        return SlowFastModel.forward(self, *args, **kwargs)
+
+    def prepare_inputs_for_generation(self: "SlowFastModel", *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return SlowFastModel.prepare_inputs_for_generation(self, *args, **kwargs)
+
+    methods = {"__module__": base.__module__}
+    for method in (forward, prepare_inputs_for_generation):  # transformers reads their signatures
+        original = getattr(base, method.__name__, None)
+        if original is not None:
+            method.__signature__ = with_slow_inputs(inspect.signature(original))
+            methods[method.__name__] = method
+    return type(f"SlowFast{base.__name__}", (SlowFastModel, base), methods)
+
+
+def with_slow_inputs(signature: inspect.Signature) -> inspect.Signature:
+    """The signature, with the slow inputs as further keywords."""
+    parameters = list(signature.parameters.values())
+    last = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in SLOW_INPUTS]
+    return signature.replace(parameters=[*parameters, *added, *last])
+
+
+@contextmanager
+def passing(decoder: nn.Module, **extra: Any) -> Iterator[None]:
+    """While it lasts, the decoder is called with `extra` among its keyword arguments."""
+    hook = decoder.register_forward_pre_hook(lambda _, args, kwargs: (args, {**kwargs, **extra}), with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+# ---------------------------------------------------------------------------------------------- the slow memory
+
+
+class RemembersSlow:
+    """What a cache needs to keep the slow memory beside it: rows that move take their slow tokens along."""
+
+    slow_memory: SlowMemory
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.slow_memory = self.slow_memory.select(beam_idx)
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.slow_memory = self.slow_memory.select(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.slow_memory = self.slow_memory.repeat(repeats)
+
+
+@functools.cache
+def remembering(kind: type[Cache]) -> type[Cache]:
+    """A cache class of the same kind that keeps the slow memory."""
+    return type(f"SlowFast{kind.__name__}", (RemembersSlow, kind), {})
+
+
+def keep(cache: Cache | None, memory: SlowMemory) -> None:
+    """Gives the memory to the cache, whatever its kind."""
+    if cache is None:
+        return
+    if not isinstance(cache, RemembersSlow):
+        cache.__class__ = remembering(type(cache))
+    cache.slow_memory = memory
+
+
+class SlowFastModel:
+    """What `SlowFast<name>` classes have before their base: slow tokens in `forward` and `generate`."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        install(self, config.slow_fast)
+
+    def forward(
+        self,
+        *args: Any,
+        slow_tokens: Sequence[torch.Tensor | SlowContext | None] | torch.Tensor | None = None,
+        slow_inputs: VideoInputs | Sequence[VideoInputs | Sequence[VideoInputs] | None] | None = None,
+        slow_times: Sequence[torch.Tensor | None] | None = None,
+        is_video: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The model's own forward, in whose hybrid layers text reads slow tokens; the rest as it was.
+
+        Slow tokens come with the prompt; a cache keeps them for later calls. One entry per row of the batch, None
+        for a row without; rows that share an entry (the same object) share its keys and values:
+
+        - `slow_inputs`: the model's own inputs for one video (`pixel_values_videos`, grids, ...; images where
+          the model takes a video as images), many frames of it. A list of them for a row with several videos.
+          For a batch of one row the dict alone will do. The model's own `get_video_features` makes the tokens.
+        - `slow_tokens`: instead, `slow_SD` in the decoder's width (a tensor BSD if equally many).
+
+        `slow_times`: when each slow token was seen, `times_S` in [0, 1] (None: evenly along each video), for a
+        `slow_time` that uses it. `is_video_BL` marks visual tokens, for the scope; by default they are known by
+        the model's own token ids. ValueError if there is not an entry for each row.
+        """
+        kwargs = {**dict(zip(inspect.signature(type(self).forward).parameters, (self, *args), strict=False)), **kwargs}
+        kwargs.pop("self")
+        cache: Cache | None = kwargs.get("past_key_values")
+        memory = getattr(cache, "slow_memory", None)
+        if slow_tokens is not None or slow_inputs is not None:
+            if memory is not None:
+                raise ValueError("The cache already holds slow tokens: more can't join. Start without a cache.")
+            memory = self.memorise(self.slow_contexts(slow_tokens, slow_inputs, slow_times), len(tokens_of(kwargs)))
+        if memory is None:
+            return super().forward(**kwargs)
+        decoder = decoder_of(self)
+        readers = Readers.of(self.reads(kwargs, is_video), memory).to(self.device)
+        with passing(decoder, slow_memory=memory, readers=readers):
+            outputs = super().forward(**kwargs)
+        keep(cache if cache is not None else cache_in(outputs), memory)
+        return outputs
+
+    def memorise(self, contexts_B: list[SlowContext | None], rows: int) -> SlowMemory:
+        """The slow keys and values of a batch, each different context projected once."""
+        if len(contexts_B) != rows:
+            raise ValueError(f"{len(contexts_B)} sets of slow tokens for {rows} rows: give one (or None) per row.")
+        different = {id(context): context for context in contexts_B}
+        order = {key: number for number, key in enumerate(different)}
+        spec = self.config.slow_fast
+        memory = remember(decoder_of(self), list(different.values()), spec["slow_chunk"], spec["slow_device"])
+        return memory.select(torch.tensor([order[id(context)] for context in contexts_B]))
+
+    def slow_contexts(self, slow_tokens: Any, slow_inputs: Any, slow_times: Any) -> list[SlowContext | None]:
+        """One entry per row, of slow tokens given in any of `forward`'s ways."""
+        if slow_tokens is None:
+            slow_inputs = [slow_inputs] if isinstance(slow_inputs, dict) else slow_inputs
+            return once_each(lambda videos, _: self.watch(videos), slow_inputs, [None] * len(slow_inputs))
+        slow_times = [None] * len(slow_tokens) if slow_times is None else slow_times
+        return once_each(self.timed, list(slow_tokens), slow_times)
+
+    def watch(self, videos: VideoInputs | Sequence[VideoInputs]) -> SlowContext:
+        """The slow tokens of one row: what the model's own vision path makes of its videos, with their times."""
+        videos = [videos] if isinstance(videos, dict) else videos
+        return SlowContext(torch.cat([self.timed(self.visual_tokens(video), None).slow_SD for video in videos]))
+
+    def visual_tokens(self, video: VideoInputs) -> torch.Tensor:
+        """All tokens of one video in the decoder's width, `slow_SD`, in the order of time."""
+        as_video = any("video" in name for name in video)
+        owner = next((m for m in (self.base_model, self) if as_video and hasattr(m, "get_video_features")), None)
+        see = getattr(owner, "get_video_features", None)
+        if see is None:  # its videos are images
+            owner = next((m for m in (self.base_model, self) if hasattr(m, "get_image_features")), None)
+            see = getattr(owner, "get_image_features", None)
+            video = {name.removesuffix("_videos"): value for name, value in video.items()}
+        if see is None:
+            raise ValueError(f"{type(self).__name__} has no vision path of its own: give slow_tokens.")
+        made = see(**video, return_dict=True).pooler_output
+        pieces = made if isinstance(made, (list, tuple)) else [made]
+        return torch.cat([piece.flatten(0, -2) for piece in pieces])
+
+    def timed(self, slow_SD: torch.Tensor | SlowContext, times_S: torch.Tensor | None) -> SlowContext:
+        """Slow tokens with their time position."""
+        if isinstance(slow_SD, SlowContext):
+            return slow_SD
+        if times_S is None:
+            times_S = torch.linspace(0, 1, len(slow_SD), device=slow_SD.device)
+        slow_SD, position_1SD = slow_SD.to(self.dtype), self.slow_time(times_S[None])
+        return SlowContext(slow_SD if isinstance(position_1SD, float) else slow_SD + position_1SD[0])
+
+    def reads(self, inputs: dict[str, Any], is_video_BL: torch.Tensor | None) -> torch.Tensor:
+        """Which tokens of a call read the slow tokens: a prompt's by scope, later ones as text after it."""
+        tokens_BL = tokens_of(inputs)
+        if is_video_BL is None:
+            is_video_BL = self.visual_places(inputs.get("input_ids"), tokens_BL)
+        generated = tokens_BL.shape[1] - is_video_BL.shape[1]  # there are some where a prompt is not cached
+        is_video_BL = F.pad(is_video_BL, (0, generated))
+        cache = inputs.get("past_key_values")
+        padding_BL = ~real_tokens(inputs.get("attention_mask"), tokens_BL)
+        scope = scope_of(self.config.slow_fast["scope"])
+        if cache is None or not cache.get_seq_length():
+            return scope(is_video_BL, padding_BL)
+        before_B1 = torch.ones_like(is_video_BL[:, :1])  # stands for the video in the cache
+        return scope(torch.cat([before_B1, is_video_BL], 1), torch.cat([~before_B1, padding_BL], 1))[:, 1:]
+
+    def visual_places(self, input_ids_BL: torch.Tensor | None, tokens_BL: torch.Tensor) -> torch.Tensor:
+        """Where the model's own visual tokens stand."""
+        ids = {getattr(self.config, name, None) for name in VISUAL_TOKENS} - {None}
+        if input_ids_BL is None and ids:
+            raise ValueError("Without input_ids visual tokens can't be told from text: give is_video.")
+        if not ids:
+            return torch.zeros_like(tokens_BL, dtype=torch.bool)
+        return torch.isin(input_ids_BL, torch.tensor(sorted(ids), device=input_ids_BL.device))
+
+    # -------------------------------------------------------------------------------------------- generation
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As Hugging Face's `generate`; videos are watched, and their keys and values made, once."""
+        given = [kwargs.pop(name, None) for name in SLOW_INPUTS[:3]]
+        if given[0] is not None or given[1] is not None:
+            with torch.no_grad():
+                kwargs["slow_tokens"] = self.slow_contexts(*given)
+        return super().generate(*args, **kwargs)
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Slow tokens go with the prompt only; later steps find them with the cache."""
+        slow = {name: kwargs.pop(name, None) for name in SLOW_INPUTS}
+        inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if kwargs.get("is_first_iteration", False) or not kwargs.get("use_cache", True):
+            inputs |= {name: value for name, value in slow.items() if value is not None}
+        reading = inputs.get("slow_tokens") or getattr(inputs.get("past_key_values"), "slow_memory", None)
+        if reading and inputs.get("position_ids") is None:  # slow keys, which have no place, see absolute positions
+            inputs["position_ids"] = positions_of(inputs.get("attention_mask"), tokens_of(inputs).shape[1])
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, slow_tokens: Sequence[Any] | None = None, **kwargs: Any
+    ) -> tuple[torch.Tensor, dict[str, Any]]:
+        """Rows repeated for beams or several samples refer to the same slow tokens, which are not repeated."""
+        input_ids, kwargs = super()._expand_inputs_for_generation(expand_size=expand_size, **kwargs)
+        if slow_tokens is not None:
+            kwargs["slow_tokens"] = [entry for entry in slow_tokens for _ in range(expand_size)]
+        return input_ids, kwargs
+
+    def set_attn_implementation(self, *args: Any, **kwargs: Any) -> None:
+        """As Hugging Face's, and the decoder's becomes hybrid again."""
+        super().set_attn_implementation(*args, **kwargs)
+        use_hybrid_attention(decoder_of(self))
+
+
+def once_each(make: Any, entries: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """`make` of every entry that is not None, of the same object once."""
+    made: dict[int, Any] = {id(None): None}
+    for entry, other in zip(entries, others, strict=True):
+        if id(entry) not in made:
+            made[id(entry)] = make(entry, other)
+    return [made[id(entry)] for entry in entries]
+
+
+def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
+    """A number per token of a call, BL: its id, or something else where it comes as an embedding."""
+    input_ids_BL = inputs.get("input_ids")
+    return inputs["inputs_embeds"][..., 0] if input_ids_BL is None else input_ids_BL
+
+
+def cache_in(outputs: Any) -> Cache | None:
+    """The cache among a model's outputs."""
+    values = outputs.values() if hasattr(outputs, "values") else outputs
+    return next((value for value in values if isinstance(value, Cache)), None)
+
+
+if __name__ == "__main__":
+    from architectures.plug_and_play_table import main
+
+    raise SystemExit(main())
