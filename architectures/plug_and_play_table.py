@@ -5,12 +5,14 @@ Every cell is computed by running the model, as transformers builds it at a tiny
 """
 
 import importlib
+import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 
 from architectures.plug_and_play import convert
@@ -40,6 +42,8 @@ def refusal(family: Any) -> str:
 def main() -> int:
     """Prints the table; 1 if any cell is "no" or a model that should be refused is not."""
     started = time.perf_counter()
+    if not torch.cuda.is_available():  # DeepSpeed, which peft imports, would else warn on stdout of the missing GPU
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))

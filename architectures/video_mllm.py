@@ -154,14 +154,15 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
             return embeds_BLD
         return embeds_BLD.masked_scatter(is_video_BL[..., None], torch.cat(fast).to(embeds_BLD.dtype))
 
-    def memorise(self, prompts: list[list[VideoTokens]], input_ids_BL: torch.Tensor, mask: Any) -> SlowMemory:
-        """The slow keys and values of each prompt's videos."""
+    def memorise(
+        self, prompts: list[list[VideoTokens]], is_video_BL: torch.Tensor, position_BL: torch.Tensor | None
+    ) -> SlowMemory:
+        """The slow keys and values of each prompt's videos; positions (None: as they come) are for rotary keys."""
         starts: list[list[int] | None] = [None] * len(prompts)
         if self.time_positions[self.config.slow_time["name"]].rotates_keys:
-            position_BL = positions_of(mask, input_ids_BL.shape[1])
             if position_BL is None:
-                position_BL = torch.arange(input_ids_BL.shape[1]).expand_as(input_ids_BL)
-            is_video_BL = input_ids_BL == self.config.video_token_id
+                position_BL = torch.arange(is_video_BL.shape[1])[None]
+            position_BL = position_BL.to(is_video_BL.device).expand_as(is_video_BL)
             starts = [start_places(*row) for row in zip(is_video_BL, position_BL, prompts, strict=True)]
         contexts = [context_of(*prompt) for prompt in zip(prompts, starts, strict=True)]
         return remember(self.language_model.model, contexts, self.config.slow_chunk, self.config.slow_device)
@@ -191,31 +192,30 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
         (None: uniform): as one tensor if equally long, else a list of one tensor per video, in the order of
         their placeholders. Without any, decoding goes on from the cache. `slow_features` takes the slow
         tokens from other videos than the fast ones (a control). `questions` are word ids per video, padded
-        with -1, for selectors that need them (in a list, all of one length). `rows_per_prompt` equal rows in turn share
-        their prompt's videos (beams). `may_read_BL` excludes tokens from reading, whatever the scope. Raises
-        ValueError when placeholders and fast tokens differ in number.
+        with -1, for selectors that need them (in a list, all of one length). `rows_per_prompt` equal rows in
+        turn share their prompt's videos (beams). `may_read_BL` excludes tokens from reading, whatever the
+        scope. Raises ValueError when placeholders and fast tokens differ in number.
         """
         decoder = self.language_model.model
         cache = self.cache(past_key_values, use_cache)
         if position_ids is None:
             position_ids = positions_of(attention_mask, input_ids.shape[1])
-        fast, memory, reads_BL = [], None, real_tokens(attention_mask, input_ids)
         if cache is not None and cache.get_seq_length():
             self.expect_no_video(frames, features)
-            memory = cache.slow_memory if self.config.generated_read_slow else None
-            if input_ids.shape[1] == 1:  # known without asking the device
-                reads_BL = torch.ones(input_ids.shape, dtype=torch.bool)
+            fast, memory = [], cache.slow_memory if self.config.generated_read_slow else None
+            one_each = torch.ones(input_ids.shape, dtype=torch.bool)  # known without asking the device
+            reads_BL = one_each if input_ids.shape[1] == 1 else real_tokens(attention_mask, input_ids)
         else:
-            is_video_BL = input_ids == self.config.video_token_id
+            is_video_BL, each = input_ids == self.config.video_token_id, slice(None, None, rows_per_prompt)
             videos = [] if frames is None and features is None else self.see(frames, features, frame_times, questions)
-            prompts = videos_of_rows(is_video_BL[::rows_per_prompt], videos)
+            prompts, memory = videos_of_rows(is_video_BL[each], videos), None
             fast = [video.fast_FD for prompt in prompts for _ in range(rows_per_prompt) for video in prompt]
             if self.hybrid_layers and videos:
                 if slow_features is not None:
-                    prompts = videos_of_rows(is_video_BL[::rows_per_prompt], self.see(None, slow_features, frame_times))
-                mask = attention_mask[::rows_per_prompt] if isinstance(attention_mask, torch.Tensor) else None
-                memory = self.memorise(prompts, input_ids[::rows_per_prompt], mask).repeat(rows_per_prompt)
-                reads_BL = self.scope(is_video_BL, ~reads_BL)
+                    prompts = videos_of_rows(is_video_BL[each], self.see(None, slow_features, frame_times))
+                positions = position_ids[each] if position_ids is not None else None
+                memory = self.memorise(prompts, is_video_BL[each], positions).repeat(rows_per_prompt)
+            reads_BL = self.scope(is_video_BL, ~real_tokens(attention_mask, input_ids))
             if cache is not None:
                 cache.slow_memory = memory
             del videos, prompts  # the slow tokens: from here on their keys and values serve

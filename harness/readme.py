@@ -1,16 +1,20 @@
-"""Puts measured numbers into README.md: `python -m harness.readme` (in the checkout's root), from results/ alone."""
+"""Puts what is computed into the READMEs: `python -m harness.readme`, in the checkout's root.
+
+README.md gets the numbers of results/, architectures/README.md the registries' table.
+"""
 
 import re
 from pathlib import Path
 
 import pandas as pd
 
+from architectures import zoo
 from harness.benchmarks import BENCHMARKS
 from harness.mini.schema import EGOSCHEMA_FAMILIES, FAMILY_OF
 from harness.paths import write_text
 from harness.report import SCORES
 
-README = Path("README.md")
+README, ZOO = Path("README.md"), Path("architectures/README.md")
 TITLES = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {"average": "average"}
 
 
@@ -116,5 +120,12 @@ def _markdown(header: list[str], lines: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in rows)
 
 
+def filled(root: Path) -> dict[Path, str]:
+    """Both READMEs of a checkout at `root`, their computed blocks anew."""
+    computed = {README: blocks(root / "results"), ZOO: {"zoo": zoo.table()}}
+    return {file: fill((root / file).read_text(encoding="utf-8"), content) for file, content in computed.items()}
+
+
 if __name__ == "__main__":
-    write_text(README, fill(README.read_text(encoding="utf-8"), blocks(Path("results"))))
+    for file, text in filled(Path()).items():
+        write_text(file, text)

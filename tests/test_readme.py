@@ -3,9 +3,12 @@
 import re
 from pathlib import Path
 
+import hf_mllms
+import hf_models
 import pandas as pd
 import pytest
 
+from architectures.plug_and_play_checks import CHECKS
 from harness import readme
 from harness.benchmarks import BENCHMARKS
 
@@ -13,8 +16,23 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_blocks_are_those_of_the_committed_tables():
-    assert readme.fill(TEXT, readme.blocks(ROOT / "results")) == TEXT, "run `make readme`"
+def test_the_blocks_are_those_of_the_committed_tables_and_the_registries():
+    for file, text in readme.filled(ROOT).items():
+        assert (ROOT / file).read_text(encoding="utf-8") == text, "run `make readme`"
+
+
+def test_every_test_that_the_readme_cites_is_there():
+    cited = set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", TEXT))
+    assert len({row for row in TEXT.splitlines() if "`test_" in row and row.startswith("|")}) >= 5
+    missing = [(file, name) for file, name in cited if f"def {name}(" not in (ROOT / "tests" / file).read_text()]
+    assert not missing
+
+
+def test_every_converted_model_stands_in_the_table():
+    text = (ROOT / "architectures" / "README.md").read_text(encoding="utf-8")
+    for family in [*hf_models.DECODERS, *hf_mllms.MLLMS]:
+        (line,) = [line for line in text.splitlines() if re.match(rf"{re.escape(family.name)} +(yes|-)", line)]
+        assert len(re.findall(r"yes|- \[\d\]", line)) == len(CHECKS)
 
 
 def test_a_changed_score_changes_the_block():
@@ -36,7 +54,7 @@ def test_missing_markers_are_named():
         readme.fill("no markers", {"table": "x"})
 
 
-@pytest.mark.parametrize("path", ["README.md", "ablations/README.md"])
+@pytest.mark.parametrize("path", ["README.md", "ablations/README.md", "architectures/README.md"])
 def test_what_is_linked_is_there(path):
     text = (ROOT / path).read_text(encoding="utf-8")
     links = re.findall(r"\]\((?!http)([^)#]+)\)", text)

@@ -94,7 +94,7 @@ def expect_layout(layer: nn.Module) -> None:
     kind = type(layer).__name__
     attention = getattr(layer, "self_attn", None)
     if attention is None:
-        raise ValueError(f"A {kind} has no self_attn: only layers of softmax attention can become hybrid.")
+        raise ValueError(f"{kind} has no self_attn: only layers of softmax attention can become hybrid.")
     missing = [name for name in NEEDED if not hasattr(attention, name)]
     if missing or not hasattr(attention, "head_dim"):
         raise ValueError(
@@ -102,7 +102,7 @@ def expect_layout(layer: nn.Module) -> None:
             "query, key, value and output projections (fused or low-rank ones are not supported)."
         )
     if not hasattr(layer, "input_layernorm"):
-        raise ValueError(f"A {kind} has no input_layernorm, by which slow tokens are normalised.")
+        raise ValueError(f"{kind} has no input_layernorm, by which slow tokens are normalised.")
 
 
 def key_norm(attention: nn.Module, key_GSA: torch.Tensor) -> torch.Tensor:
