@@ -3,11 +3,23 @@
 from typing import Any
 
 import torch
-from transformers import Cache
+from transformers import Cache, LogitsProcessor, LogitsProcessorList
 
 from architectures.hybrid import SlowFastCache
 
+COUNTING = ("repetition_penalty", "no_repeat_ngram_size")  # options of `generate` that look the prompt's ids up
+NOTHING = (None, 0, 1.0)  # values of those that switch them off
 VIDEO_INPUTS = ("frames", "features", "frame_times", "slow_features", "questions")
+
+
+class NoPlaceholder(LogitsProcessor):
+    """Keeps a model from generating the placeholder of a video that nobody gave."""
+
+    def __init__(self, video_token_id: int):
+        self.video_token_id = video_token_id
+
+    def __call__(self, input_ids: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
+        return scores_BV.index_fill(1, torch.tensor([self.video_token_id], device=scores_BV.device), -torch.inf)
 
 
 class SlowFastGeneration:
@@ -17,9 +29,25 @@ class SlowFastGeneration:
     """
 
     def generate(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """As Hugging Face's `generate`, with a cache that keeps the slow memory too."""
-        if kwargs.get("use_cache", True) and kwargs.get("past_key_values") is None:
+        """As Hugging Face's `generate`, with a cache that keeps the slow memory too.
+
+        A placeholder is never generated. One outside the vocabulary cannot be counted by a penalty on repeated
+        tokens: a ValueError.
+        """
+        config = kwargs.get("generation_config") or self.generation_config
+        if kwargs.get("use_cache", config.use_cache is not False) and kwargs.get("past_key_values") is None:
             kwargs["past_key_values"] = SlowFastCache(self.config.text_config)
+        placeholder = self.config.video_token_id
+        if 0 <= placeholder < self.config.text_config.vocab_size:
+            others = kwargs.get("logits_processor") or []
+            kwargs["logits_processor"] = LogitsProcessorList([*others, NoPlaceholder(placeholder)])
+        else:
+            counting = [name for name in COUNTING if kwargs.get(name, getattr(config, name, None)) not in NOTHING]
+            if counting:
+                raise ValueError(
+                    f"{counting[0]} counts the prompt's tokens, of which video_token_id {placeholder} lies outside "
+                    "the vocabulary: set config.video_token_id to an unused id of the vocabulary."
+                )
         return super().generate(*args, **kwargs)
 
     def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -48,10 +76,10 @@ class SlowFastGeneration:
             )
         return past_key_values
 
-    @staticmethod
-    def expect_no_video(frames: Any, features: Any) -> None:
-        """Raises ValueError for a video that comes when the cache holds a prompt already."""
-        if frames is not None or features is not None:
+    def expect_no_video(self, input_ids: torch.Tensor, frames: Any, features: Any) -> None:
+        """Raises ValueError for a video, or the place of one, that comes when the cache holds a prompt already."""
+        placed = input_ids.shape[1] > 1 and bool((input_ids == self.config.video_token_id).any())
+        if placed or frames is not None or features is not None:
             raise ValueError(
                 "The cache already holds a prompt: a video can't join it. Start without a cache, with all videos."
             )

@@ -24,7 +24,7 @@ from architectures.encoders import ENCODERS
 from architectures.fusions import Fusion
 from architectures.gates import Gate
 from architectures.generation import SlowFastGeneration
-from architectures.hybrid import fusions, hybrid_name, make_hybrid, remember
+from architectures.hybrid import SUFFIX, fusions, hybrid_name, make_hybrid, remember
 from architectures.placement import PLACEMENTS
 from architectures.projectors import Projector, pool_grid, pool_space
 from architectures.prompts import (
@@ -89,7 +89,7 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
         """The frames that the encoder will see, and their times."""
         if self.selector.n_frames(frames_BTCHW.shape[1]) == frames_BTCHW.shape[1]:
             return frames_BTCHW, times_BT
-        index_BK = self.selector(frames_BTCHW, question_BW)
+        index_BK = self.selector(frames_BTCHW.to(self.device), question_BW).to(frames_BTCHW.device)
         return pick(frames_BTCHW, index_BK), pick(times_BT, index_BK)
 
     def encode_video(self, frames_BTCHW: torch.Tensor) -> torch.Tensor:
@@ -183,8 +183,10 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        return_dict: bool = True,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> CausalLMOutputWithPast | tuple:
         """Logits (and the loss of `labels_BL`, shifted as usual) of prompts with any number of videos.
 
         `input_ids_BL` holds a placeholder per fast token, padding where `attention_mask_BL` is 0. Videos come
@@ -194,14 +196,17 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
         tokens from other videos than the fast ones (a control). `questions` are word ids per video, padded
         with -1, for selectors that need them (in a list, all of one length). `rows_per_prompt` equal rows in
         turn share their prompt's videos (beams). `may_read_BL` excludes tokens from reading, whatever the
-        scope. Raises ValueError when placeholders and fast tokens differ in number.
+        scope. `num_items_in_batch` is what the loss's sum is divided by (the Trainer's, for accumulation).
+        Raises ValueError when placeholders and fast tokens differ in number.
         """
+        if input_ids is None:
+            raise ValueError("Give input_ids: the places of videos are found by their id, which embeddings lack.")
         decoder = self.language_model.model
         cache = self.cache(past_key_values, use_cache)
         if position_ids is None:
             position_ids = positions_of(attention_mask, input_ids.shape[1])
         if cache is not None and cache.get_seq_length():
-            self.expect_no_video(frames, features)
+            self.expect_no_video(input_ids, frames, features)
             fast, memory = [], cache.slow_memory if self.config.generated_read_slow else None
             one_each = torch.ones(input_ids.shape, dtype=torch.bool)  # known without asking the device
             reads_BL = one_each if input_ids.shape[1] == 1 else real_tokens(attention_mask, input_ids)
@@ -235,10 +240,12 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
         logits = self.language_model.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
-            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size)
-        return CausalLMOutputWithPast(
+            vocab_size = self.config.text_config.vocab_size
+            loss = self.loss_function(logits, labels, vocab_size, num_items_in_batch=num_items_in_batch)
+        answer = CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=outputs.past_key_values, hidden_states=outputs.hidden_states
         )
+        return answer if return_dict else answer.to_tuple()
 
     # ------------------------------------------------------------------------------------ variants of a model
 
@@ -246,13 +253,17 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
     def from_base(cls, base: "SlowFastForConditionalGeneration", **changes: Any) -> "SlowFastForConditionalGeneration":
         """A variant that starts from a trained `base`: its weights, `changes` to its configuration.
 
-        New cross-attention keys and values are initialised by `kv_init`; time positions, compressors and
-        selectors may be new. Any other weight that the base lacks, or that the variant has no place for, is a
-        ValueError.
+        New cross-attention keys and values are initialised by `kv_init`, a hybrid base's own are kept; time
+        positions, compressors and selectors may be new. Any other weight that the base lacks, that the variant
+        has no place for, or of another shape, is a ValueError.
         """
         config = SlowFastConfig.from_dict({**base.config.to_dict(), **changes})
-        variant = cls(config)
-        missing, unexpected = variant.load_state_dict(base.state_dict(), strict=False)
+        variant, weights = cls(config).to(base.dtype), base.state_dict()
+        shapes = {name: tensor.shape for name, tensor in variant.state_dict().items()}
+        other = [name for name, tensor in weights.items() if shapes.get(name, tensor.shape) != tensor.shape]
+        if other:
+            raise ValueError(f"The variant does not fit its base: {other[0]} has another shape there.")
+        missing, unexpected = variant.load_state_dict(weights, strict=False)
         new = (".cross_attention.", ".cross_block.", "time_positions.", "compressor.", "selector.")
         strange = [name for name in missing if not any(part in name for part in new)]
         if strange or unexpected:
@@ -260,8 +271,10 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
                 "The variant does not fit its base: "
                 f"missing there {strange[:3] or 'nothing'}, left over {list(unexpected)[:3] or 'nothing'}."
             )
+        before = fusions(base.language_model.model)
         for layer, fusion in variant.hybrid():
-            fusion.initialise_(layer, config.kv_init)
+            if fusion.layer_index not in before:
+                fusion.initialise_(layer, config.kv_init)
         return variant
 
     def hybrid(self) -> list[tuple[nn.Module, Fusion]]:
@@ -286,8 +299,28 @@ class SlowFastForConditionalGeneration(PreTrainedModel, SlowFastGeneration, Gene
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
     def get_output_embeddings(self) -> nn.Module:
         return self.language_model.get_output_embeddings()
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.language_model.set_output_embeddings(new_embeddings)
+
+    def set_attn_implementation(self, attn_implementation: str | dict, *args: Any, **kwargs: Any) -> None:
+        """As Hugging Face's; the decoder's attention stays hybrid, and a backend that can't be is a ValueError."""
+        given = attn_implementation
+        name = given.get("text_config", given.get("", "sdpa")) if isinstance(given, dict) else given
+        hybrid = hybrid_name(name)
+        super().set_attn_implementation(name.removesuffix(SUFFIX), *args, **kwargs)
+        self.language_model.config._attn_implementation = hybrid
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict | None = None, **kwargs: Any) -> None:
+        """As Hugging Face's; reentrant checkpointing, which would go through the slow memory twice, is refused."""
+        if self.hybrid_layers and (gradient_checkpointing_kwargs or {}).get("use_reentrant"):
+            raise ValueError("Hybrid layers share the slow memory: checkpoint gradients with use_reentrant False.")
+        super().gradient_checkpointing_enable(gradient_checkpointing_kwargs, **kwargs)
 
     def _init_weights(self, module: nn.Module) -> None:
         if hasattr(module, "reset_parameters"):

@@ -117,6 +117,53 @@ def test_a_base_that_does_not_fit_is_refused() -> None:
         SlowFastForConditionalGeneration.from_base(hybrid, placement={"name": "none"})
 
 
+def test_a_hybrid_base_keeps_its_keys_and_its_precision() -> None:
+    base = small_model("architecture=slow_fast").to(torch.bfloat16)
+    inputs = {"input_ids": prompt(base), **video(base)}
+    variant = SlowFastForConditionalGeneration.from_base(base, slow_chunk=7).eval()
+    assert variant.dtype == torch.bfloat16
+    for name, weight in base.state_dict().items():
+        assert torch.equal(variant.state_dict()[name], weight), name
+    torch.testing.assert_close(variant(**inputs).logits, base(**inputs).logits, atol=0.2, rtol=0.1)
+    with pytest.raises(ValueError, match=r"does not fit its base: .* has another shape there"):
+        SlowFastForConditionalGeneration.from_base(base, vision={**base.config.vision, "width": 40})
+
+
+def test_attention_stays_hybrid_when_its_backend_is_set() -> None:
+    model = small_model()
+    inputs = {"input_ids": prompt(model), **video(model)}
+    expected = model(**inputs).logits
+    model.set_attn_implementation("sdpa")
+    assert torch.equal(model(**inputs).logits, expected)
+    with pytest.raises(ValueError, match="'eager' has no hybrid layers"):
+        model.set_attn_implementation("eager")
+    assert torch.equal(model(**inputs).logits, expected)
+
+
+def test_what_trainers_ask_of_a_model() -> None:
+    model = small_model().train()
+    ids = prompt(model)
+    inputs = {"input_ids": ids, **video(model), "labels": ids}
+    plain = model(**inputs)
+    by_three = model(**inputs, num_items_in_batch=3)
+    torch.testing.assert_close(by_three.loss * 3, plain.loss * (ids.shape[1] - 1))
+    assert torch.equal(model(**inputs, return_dict=False)[0], plain.loss)
+    model.gradient_checkpointing_enable()
+    model(**inputs).loss.backward()
+    checkpointed = [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    model.gradient_checkpointing_disable()
+    model.zero_grad()
+    model(**inputs).loss.backward()
+    for own, expected in zip(checkpointed, [p.grad for p in model.parameters() if p.grad is not None], strict=True):
+        torch.testing.assert_close(own, expected)
+    with pytest.raises(ValueError, match="use_reentrant False"):
+        model.gradient_checkpointing_enable({"use_reentrant": True})
+    with pytest.raises(ValueError, match="Give input_ids"):
+        model(inputs_embeds=torch.zeros(1, 3, 64))
+    model.resize_token_embeddings(40)
+    assert model(**{**inputs, "labels": None}).logits.shape[-1] == 40
+
+
 # ------------------------------------------------------------------------------------------ compressors
 
 

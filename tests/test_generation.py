@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from small_models import FRAMES, prompt, small_model, tokenizer, video
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationConfig
 
 from architectures import SlowFastForConditionalGeneration
 from architectures.fusions.slow_fast import SlowFastFusion
@@ -202,5 +202,40 @@ def test_a_video_cannot_join_a_cache() -> None:
     model = small_model()
     ids, seen = prompt(model), video(model)
     cache = model(input_ids=ids, **seen, use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="The cache already holds a prompt"):
-        model(input_ids=ids, **seen, past_key_values=cache)
+    for inputs in ({"input_ids": ids, **seen}, {"input_ids": ids}):
+        with pytest.raises(ValueError, match="The cache already holds a prompt"):
+            model(**inputs, past_key_values=cache)
+
+
+def test_a_configuration_without_cache_is_heard() -> None:
+    model = small_model()
+    ids, seen = prompt(model), video(model)
+    expected = answer(model, ids, **seen)
+    plain = GenerationConfig(use_cache=False, max_new_tokens=NEW, min_new_tokens=NEW, do_sample=False)
+    assert torch.equal(model.generate(input_ids=ids, **seen, generation_config=plain)[:, ids.shape[1] :], expected)
+    model.generation_config.use_cache = False
+    assert torch.equal(answer(model, ids, **seen), expected)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+@torch.no_grad()
+def test_a_placeholder_is_never_generated(use_cache: bool) -> None:
+    model = small_model()
+    ids, seen, placeholder = prompt(model), video(model), model.config.video_token_id
+    hidden = []
+    handle = model.language_model.lm_head.register_forward_pre_hook(lambda module, args: hidden.append(args[0][0, -1]))
+    model(input_ids=ids, **seen)
+    handle.remove()
+    model.language_model.lm_head.weight[placeholder] = 100 * hidden[0]
+    assert model(input_ids=ids, **seen).logits[0, -1].argmax() == placeholder
+    assert placeholder not in answer(model, ids, **seen, use_cache=use_cache)
+
+
+def test_placeholders_outside_the_vocabulary_cannot_be_counted() -> None:
+    model = small_model(video_token_id=-200)
+    ids, seen = prompt(model), video(model)
+    assert answer(model, ids, **seen).shape == (1, NEW)
+    with pytest.raises(ValueError, match="repetition_penalty counts the prompt's tokens, of which video_token_id -200"):
+        answer(model, ids, **seen, repetition_penalty=1.3)
+    inside = small_model()
+    assert answer(inside, prompt(inside), **video(inside), repetition_penalty=1.3).shape == (1, NEW)
