@@ -4,6 +4,18 @@ from typing import Any, ClassVar
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from architectures.fusions.base import KV_INITS
+from architectures.registry import expect_spec, fits
+
+SPECS = ("vision", "selector", "compressor", "placement", "fusion", "gate", "scope", "fast_time", "slow_time")
+COUNTS = {  # whole numbers of at least 1, and whether None is one of their values
+    "video_pooling": int,
+    "slow_pooling": int,
+    "slow_frames": int | None,
+    "frames_at_once": int | None,
+    "slow_chunk": int | None,
+}
+
 
 class SlowFastConfig(PreTrainedConfig):
     """Configuration of `SlowFastForConditionalGeneration`.
@@ -25,6 +37,9 @@ class SlowFastConfig(PreTrainedConfig):
     - `frames_at_once`, `slow_chunk`, `slow_device`: bounds on memory, without influence on results: frames in
       the encoder and projector at a time, slow tokens in cross-attention at a time, and where slow keys and
       values wait ("cpu"; None: with the decoder).
+
+    Raises ValueError, in a sentence, for a spec that is no dictionary, a count below 1 or no whole number, and
+    an unknown `kv_init`. What specs hold is checked by their registries when a model is built.
     """
 
     model_type = "slow_fast_video_mllm"
@@ -57,6 +72,8 @@ class SlowFastConfig(PreTrainedConfig):
     ):
         if isinstance(text_config, dict):
             text_config = AutoConfig.for_model(**text_config)
+        elif not isinstance(text_config, PreTrainedConfig | None):
+            raise ValueError(f"text_config is {text_config!r}, must be a decoder's configuration or a dictionary.")
         self.text_config = text_config if text_config is not None else AutoConfig.for_model("qwen2")
         self.vision = vision or {"name": "tiny"}
         self.selector = selector or {"name": "all"}
@@ -78,10 +95,23 @@ class SlowFastConfig(PreTrainedConfig):
         self.frames_at_once = frames_at_once
         self.slow_chunk = slow_chunk
         self.slow_device = slow_device
+        self._expect_sensible()
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         for token in ("pad_token_id", "bos_token_id", "eos_token_id"):
             kwargs.setdefault(token, getattr(self.text_config, token, None))
         super().__init__(**kwargs)
+
+    def _expect_sensible(self) -> None:
+        for name in SPECS:
+            expect_spec(name, getattr(self, name))
+        for name, kind in COUNTS.items():
+            value = getattr(self, name)
+            if not fits(value, kind):
+                raise ValueError(f"{name} is {value!r}, must be a whole number.")
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}, must be at least 1.")
+        if self.kv_init not in KV_INITS:
+            raise ValueError(f"Unknown kv_init '{self.kv_init}': choose one of {', '.join(sorted(KV_INITS))}.")
 
     def pooling_of(self, frames: int) -> int:
         """The stride of the pooling in space of a video of so many frames."""

@@ -33,6 +33,20 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
     return decoder
 
 
+def expect_options(spec: dict[str, Any]) -> None:
+    """Raises ValueError for an option of the wrong kind: no variant by name, no chunk, no device."""
+    for name in ("placement", "gate", "scope", "fusion", "slow_time"):
+        if not isinstance(spec[name], dict) or "name" not in spec[name]:
+            raise ValueError(f"{name} is {spec[name]!r}: give a dict with the variant's 'name' and its options.")
+    chunk, device = spec["slow_chunk"], spec["slow_device"]
+    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
+        raise ValueError(f"slow_chunk is {chunk!r}, must be a number of tokens, at least 1 (None: all at once).")
+    try:
+        torch.device("cpu" if device is None else device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"slow_device is {device!r}, which is no device of torch: give 'cpu' or the like.") from error
+
+
 def hybrid_layers(decoder: PreTrainedModel, spec: dict[str, Any]) -> tuple[int, ...]:
     """The layers that will be hybrid, each of which can be."""
     layers = PLACEMENTS.build(spec["placement"], n_layers=len(decoder.layers))

@@ -26,7 +26,7 @@ from architectures.configuration import SlowFastConfig
 from architectures.encoders import ENCODERS
 from architectures.fusions import FUSIONS, Fusion
 from architectures.placement import PLACEMENTS
-from architectures.projectors import pool_grid
+from architectures.projectors import expect_token_left, pool_grid
 from architectures.registry import Registry
 from architectures.scope import scope_of
 from architectures.selectors import SELECTORS
@@ -135,6 +135,7 @@ def prefill_cost(config: SlowFastConfig, frames: int, text_tokens: int, every_lo
     """The cost of a video of `frames` frames with `text_tokens` tokens of text behind it.
 
     lm_head runs on the last position, as in `generate`; with `every_logit` on all, as the official code does.
+    Raises ValueError for a pooling that leaves no token, and for a decoder without a closed form.
     """
     widths, video = Widths.of(config), _Video.of(config, frames)
     L, S = video.fast_tokens + text_tokens, video.slow_tokens
@@ -177,9 +178,12 @@ class _Video:
         selector = on_meta(SELECTORS, config.selector, vocab_size=text.vocab_size)
         choosing, frames = selector.flops(frames), selector.n_frames(frames)
         hybrid = bool(PLACEMENTS.build(config.placement, n_layers=text.num_hidden_layers))
+        expect_token_left(encoder.grid, config.pooling_of(frames), "video_pooling")
         H, W = pool_grid(encoder.grid, config.pooling_of(frames))
+        if hybrid:
+            expect_token_left((H, W), config.slow_pooling, "slow_pooling")
         slow_H, slow_W = pool_grid((H, W), config.slow_pooling)
-        slow_T = min(frames, config.slow_frames or frames)
+        slow_T = frames if config.slow_frames is None else min(frames, config.slow_frames)
         patches = frames * encoder.grid[0] * encoder.grid[1]
         times = [(config.fast_time, frames)] + ([(config.slow_time, slow_T)] if hybrid else [])
         return cls(

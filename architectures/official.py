@@ -10,18 +10,23 @@ precision, and an export of an import holds the same tensors, to the bit.
 
 import argparse
 import json
+import re
 import sys
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from huggingface_hub import split_torch_state_dict_into_shards
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from architectures.configuration import SlowFastConfig
 from architectures.official_names import (
+    MODEL_TYPE,
     PROJECTOR,
     TOWER,
     config_from_official,
@@ -35,6 +40,8 @@ from architectures.processing import SlowFastProcessor
 from architectures.video_mllm import SlowFastForConditionalGeneration
 
 WEIGHTS, INDEX, PATTERN = "model.safetensors", "model.safetensors.index.json", "model{suffix}.safetensors"
+SHARD = re.compile(r"model-\d{5}-of-\d{5}\.safetensors")
+CONFIG = "config.json"
 BARE_TOWER = ("stem.", "stages.", "head.")  # how a tower's own file begins its names
 SYSTEM = "You are a helpful assistant."  # of the official conversation template "qwen_1_5"
 NAMED = 3  # tensors that a message names before it counts the rest
@@ -51,21 +58,22 @@ def from_official(folder: str | Path, tower: str | Path | None = None) -> SlowFa
     `tower` is a safetensors file of the vision tower, for checkpoints without one (the official code always
     loads its tower from a file of its own, in timm's names). The model has the precision of most of the
     checkpoint's numbers. Raises FileNotFoundError for a file that is not there, and ValueError, in a
-    sentence, for a configuration that has no place here and for tensors that are missing, left over or of
-    another shape.
+    sentence, for files that cannot be read, for a configuration that has no place here and for tensors that
+    are missing, left over or of another shape.
     """
     folder = Path(folder)
-    official = read_json(folder / "config.json")
+    official = read_json(folder / CONFIG, f"an official checkpoint is a folder with {CONFIG} in it")
+    if official.get("model_type", MODEL_TYPE) != MODEL_TYPE:
+        raise ValueError(f"{folder} holds a model of type {official['model_type']!r}: an import needs {MODEL_TYPE!r}.")
     tensors = read_tensors(folder)
     if tower is not None:
         if any(name.startswith(TOWER) for name in tensors):
             raise ValueError(f"{folder} has a vision tower of its own: leave out the separate file {tower}.")
         tensors |= read_tower(Path(tower))
     config = config_of(official, {name: tuple(tensor.shape) for name, tensor in tensors.items()})
-    sizes = Counter()
-    for tensor in tensors.values():
-        sizes[tensor.dtype] += tensor.numel()
-    return load(config, tensors_from_official(tensors, head_dim_of(config)), sizes.most_common(1)[0][0], str(folder))
+    with told_of(f"the key/value projections in {folder}"):
+        ours = tensors_from_official(tensors, head_dim_of(config))
+    return load(config, ours, str(folder))
 
 
 def config_of(official: Mapping[str, Any], shapes: Shapes) -> SlowFastConfig:
@@ -73,13 +81,12 @@ def config_of(official: Mapping[str, Any], shapes: Shapes) -> SlowFastConfig:
     tower = {name.removeprefix(TOWER): shape for name, shape in shapes.items() if name.startswith(TOWER)}
     if not tower:
         raise ValueError("The official checkpoint holds no vision tower: give its safetensors file as well (tower).")
-    return config_from_official(official, vision_from_official(official, tower_options(tower)))
+    with told_of("the official configuration"):
+        return config_from_official(official, vision_from_official(official, tower_options(tower)))
 
 
-def load(
-    config: SlowFastConfig, tensors: dict[str, torch.Tensor], dtype: torch.dtype, source: str
-) -> SlowFastForConditionalGeneration:
-    """A model of `config` with exactly `tensors` (our names), in evaluation mode."""
+def load(config: SlowFastConfig, tensors: dict[str, torch.Tensor], source: str) -> SlowFastForConditionalGeneration:
+    """A model of `config` with exactly `tensors` (our names), in evaluation mode and most numbers' precision."""
     wanted = shapes_of(skeleton(config).state_dict())
     if config.text_config.tie_word_embeddings:
         wanted.pop("language_model.lm_head.weight", None)
@@ -87,37 +94,67 @@ def load(
     problems = compare(wanted, shapes_of(tensors))
     if any(problems.values()):
         raise ValueError(f"{source} does not fit its configuration: {told(problems)}.")
+    sizes = Counter()
+    for tensor in tensors.values():
+        sizes[tensor.dtype] += tensor.numel()
+    dtype = sizes.most_common(1)[0][0]
     model = SlowFastForConditionalGeneration.from_pretrained(None, config=config, state_dict=tensors, dtype=dtype)
     return model.eval()
 
 
 def skeleton(config: SlowFastConfig) -> SlowFastForConditionalGeneration:
-    """The model without memory for its weights."""
-    with torch.device("meta"):
+    """The model without memory for its weights; ValueError if the configuration's values make none."""
+    with told_of("the configuration"), torch.device("meta"):
         return SlowFastForConditionalGeneration(config)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file; FileNotFoundError names what it should have been."""
+@contextmanager
+def told_of(what: str) -> Iterator[None]:
+    """What a value that nobody foresaw raises, as a ValueError that says what was being read."""
+    kinds = (TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError)
+    try:
+        yield
+    except (*kinds, StrictDataclassError, SafetensorError) as problem:
+        told_once = " ".join(str(problem).split()).rstrip(".")
+        raise ValueError(f"Cannot make sense of {what}: {type(problem).__name__}: {told_once}.") from problem
+
+
+def read_json(path: Path, needed: str) -> dict[str, Any]:
+    """The object in a JSON file; `needed` completes the sentence for a file that is not there."""
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: an official checkpoint is a folder with {path.name} in it.")
-    return json.loads(path.read_text())
+        raise FileNotFoundError(f"{path} is not there: {needed}.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as problem:
+        raise ValueError(f"{path} is not JSON: {problem}.") from problem
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__} where a JSON object is needed.")
+    return content
 
 
 def read_tensors(folder: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint, in one file or in the shards that its index lists."""
     if (folder / WEIGHTS).is_file():
-        return load_file(folder / WEIGHTS)
-    weight_map = read_json(folder / INDEX)["weight_map"]
+        return read_weights(folder / WEIGHTS)
+    index = read_json(folder / INDEX, f"the weights of a checkpoint are in {WEIGHTS}, or in shards that {INDEX} lists")
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
+        raise ValueError(f"{folder / INDEX} has no weight_map from names of tensors to names of files.")
     tensors: dict[str, torch.Tensor] = {}
     for shard in sorted(set(weight_map.values())):
         if not (folder / shard).is_file():
             raise FileNotFoundError(f"{folder / shard} is not there, though {INDEX} lists it.")
-        tensors |= load_file(folder / shard)
+        tensors |= read_weights(folder / shard)
     problems = compare(dict.fromkeys(weight_map, ()), dict.fromkeys(tensors, ()))
     if any(problems.values()):
         raise ValueError(f"The shards in {folder} are not what {INDEX} lists: {told(problems)}.")
     return tensors
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a safetensors file; ValueError for a file that is cut off or of another kind."""
+    with told_of(f"the safetensors file {path}"):
+        return load_file(path)
 
 
 def read_tower(path: Path) -> dict[str, torch.Tensor]:
@@ -125,7 +162,7 @@ def read_tower(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"{path} is not there: give the safetensors file of the vision tower.")
     tower = {}
-    for name, tensor in load_file(path).items():
+    for name, tensor in read_weights(path).items():
         bare = name.removeprefix(TOWER)
         if not bare.startswith(BARE_TOWER):
             raise ValueError(f"{path} holds {name}: a vision tower's tensors begin with {', '.join(BARE_TOWER)}.")
@@ -139,24 +176,51 @@ def read_tower(path: Path) -> dict[str, torch.Tensor]:
 def to_official(model: SlowFastForConditionalGeneration, folder: str | Path, shard_size: int | str = "5GB") -> None:
     """Writes a model as an official checkpoint, shards of at most `shard_size` bytes (or "5GB").
 
-    Raises ValueError, in a sentence, for a model that the official code has no words for.
+    The weights of an earlier export in `folder` are replaced. Raises ValueError, in a sentence, for a model
+    that the official code has no words for, and for a folder that holds any other model.
     """
     folder = Path(folder)
     official = config_to_official(model.config) | {"torch_dtype": str(model.dtype).removeprefix("torch.")}
     tensors = official_tensors(model)
-    folder.mkdir(parents=True, exist_ok=True)
     split = split_torch_state_dict_into_shards(tensors, filename_pattern=PATTERN, max_shard_size=shard_size)
+    expect_free(folder, MODEL_TYPE)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, official)
+    remove_weights(folder)
     for file, names in split.filename_to_tensors.items():
         save_file({name: tensors[name].contiguous() for name in names}, folder / file, metadata={"format": "pt"})
     if split.is_sharded:
         write_json(folder / INDEX, {"metadata": split.metadata, "weight_map": split.tensor_to_filename})
-    write_json(folder / "config.json", official)
 
 
 def official_tensors(model: SlowFastForConditionalGeneration) -> dict[str, torch.Tensor]:
     """A model's tensors by official names, in the official order."""
     tied = model.config.text_config.tie_word_embeddings
     return tensors_to_official(model.state_dict(), head_dim_of(model.config), tied)
+
+
+def expect_free(folder: Path, model_type: str) -> None:
+    """Raises ValueError where a model of this type may not be written: over a file, or over another model."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file: name a folder to write to.")
+    has_config = (folder / CONFIG).is_file()
+    found = read_json(folder / CONFIG, "").get("model_type") if has_config else None
+    if found != model_type and (has_config or weight_files(folder)):
+        kind = f"a model of type {found!r}" if has_config else f"weights without {CONFIG}"
+        raise ValueError(f"{folder} holds {kind}, which would be overwritten: name another folder.")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files in a folder that hold or list the weights of a checkpoint."""
+    if not folder.is_dir():
+        return []
+    return [file for file in folder.iterdir() if file.name in (WEIGHTS, INDEX) or SHARD.fullmatch(file.name)]
+
+
+def remove_weights(folder: Path) -> None:
+    """Removes the weights of an earlier model: other shards than the new ones, or one file that hides them."""
+    for file in weight_files(folder):
+        file.unlink()
 
 
 def head_dim_of(config: SlowFastConfig) -> int:
@@ -214,9 +278,14 @@ def part_of(name: str) -> str:
 def check_manifest(manifest: Mapping[str, Any]) -> tuple[dict[str, list[str]], dict[str, tuple[int, int]]]:
     """Our exporter's tensors against a manifest's `state_dict`, built from its `config_json` without memory.
 
-    Returns `compare`'s result, and (tensors, parameters) of every part.
+    Returns `compare`'s result, and (tensors, parameters) of every part. Raises ValueError for a manifest
+    without them.
     """
-    wanted = {name: tuple(shape) for name, shape in manifest["state_dict"].items()}
+    for field in ("config_json", "state_dict"):
+        if not isinstance(manifest.get(field), dict):
+            raise ValueError(f"The manifest has no {field}: it must be a JSON object with config_json and state_dict.")
+    with told_of("the shapes in the manifest's state_dict"):
+        wanted = {name: tuple(shape) for name, shape in manifest["state_dict"].items()}
     exported = official_tensors(skeleton(config_of(manifest["config_json"], wanted)))
     counts: dict[str, tuple[int, int]] = {}
     for name, tensor in exported.items():
@@ -227,7 +296,7 @@ def check_manifest(manifest: Mapping[str, Any]) -> tuple[dict[str, list[str]], d
 
 def report_manifest(path: Path) -> int:
     """Prints `check_manifest`; the number of tensors that do not fit."""
-    manifest = json.loads(path.read_text())
+    manifest = read_json(path, "give a JSON file with config_json and state_dict")
     problems, counts = check_manifest(manifest)
     print(f"{'':16} {'tensors':>8} {'parameters':>15}")
     totals = tuple(sum(column) for column in zip(*counts.values(), strict=True))
@@ -246,13 +315,32 @@ def report_manifest(path: Path) -> int:
 
 def import_folder(source: Path, target: Path, tower: Path | None) -> None:
     """An official folder to one of ours, with a processor if the tokenizer's files are there."""
+    expect_free(target, SlowFastConfig.model_type)
     model = from_official(source, tower)
+    target.mkdir(parents=True, exist_ok=True)
+    remove_weights(target)
     model.save_pretrained(target)
     if any((source / name).is_file() for name in ("tokenizer.json", "vocab.json")):
         from transformers import AutoTokenizer
 
         tokenizer = AutoTokenizer.from_pretrained(source, local_files_only=True)
         SlowFastProcessor.for_model(model.config, model.encoder, tokenizer, system=SYSTEM).save_pretrained(target)
+
+
+def own_model(folder: Path) -> SlowFastForConditionalGeneration:
+    """The model in a folder of ours, with exactly its configuration's tensors and in their precision.
+
+    Raises FileNotFoundError or ValueError, in a sentence, for a folder that does not hold one that the
+    official code has words for; this comes before the weights are read.
+    """
+    content = read_json(folder / CONFIG, f"an export needs a folder of ours, with {CONFIG} in it")
+    if content.get("model_type") != SlowFastConfig.model_type:
+        found = content.get("model_type")
+        raise ValueError(f"{folder} holds a model of type {found!r}: an export needs {SlowFastConfig.model_type!r}.")
+    with told_of(f"the configuration in {folder}"):
+        config = SlowFastConfig.from_dict(content)
+        config_to_official(config)
+    return load(config, read_tensors(folder), str(folder))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -277,9 +365,9 @@ def main(arguments: list[str] | None = None) -> int:
         if given.verb == "import":
             import_folder(given.source, given.target, given.tower)
         else:
-            model = SlowFastForConditionalGeneration.from_pretrained(given.source, dtype="auto", local_files_only=True)
-            to_official(model, given.target, given.shard_size)
-    except (FileNotFoundError, ValueError) as problem:
+            expect_free(given.target, MODEL_TYPE)
+            to_official(own_model(given.source), given.target, given.shard_size)
+    except (OSError, ValueError) as problem:
         print(problem, file=sys.stderr)
         return 2
     return 0

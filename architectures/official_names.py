@@ -49,9 +49,11 @@ SCOPES = {
     "vanilla-flashattn": "all_tokens",
     "vanilla": "all_tokens",
 }
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers")
+SIZES += ("num_attention_heads", "num_key_value_heads")  # of the language model: never assumed
 LANGUAGE_MODEL = (
-    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
-    *("num_key_value_heads", "hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
+    *SIZES,
+    *("hidden_act", "max_position_embeddings", "initializer_range", "rms_norm_eps"),
     *("tie_word_embeddings", "rope_theta", "use_sliding_window", "sliding_window", "max_window_layers"),
     *("attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache"),
 )
@@ -93,29 +95,32 @@ def config_from_official(official: Mapping[str, Any], vision: dict[str, Any] | N
     (`tune_mm_mlp_adapter`, `mm_projector_lr`), what a ConvNeXt tower ignores (`mm_vision_select_layer`,
     `tile_image_input`), and what concerns the processor: `tokenizer_model_max_length` and
     `tokenizer_padding_side` at training, `image_aspect_ratio` (the official inference code crops whatever it
-    says). Raises ValueError, in a sentence, for a value that the model here cannot honour.
+    says). Raises ValueError, in a sentence, for a value that the model here cannot honour, and for a size or
+    a stride that is not there.
     """
     for field, (default, allowed) in ONLY.items():
         if official.get(field, default) not in allowed:
             raise ValueError(refusal(field, official[field], allowed))
+    for field in SIZES:
+        count(official, field)
     language_model = {name: official[name] for name in LANGUAGE_MODEL if official.get(name) is not None}
     scope = look_up(SCOPES, "cross_attn_implementation", official)
     return SlowFastConfig(
         text_config=Qwen2Config(**language_model),
         vision=vision or vision_from_official(official, {}),
-        projector_depth=projector_depth(official.get("mm_projector_type", "linear")),
-        video_pooling=official.get("mm_video_pooling_stride", 1),
+        projector_depth=projector_depth(official.get("mm_projector_type")),
+        video_pooling=count(official, "mm_video_pooling_stride", 1),
         pool_single_frame=False,
         compressor={
             "name": "official",
-            "sample_stride": official["fast_token_temporal_sampling_stride"],
-            "average_stride": official["fast_token_temporal_stride"],
-            "space_stride": official["fast_token_spatial_stride"],
+            "sample_stride": count(official, "fast_token_temporal_sampling_stride"),
+            "average_stride": count(official, "fast_token_temporal_stride"),
+            "space_stride": count(official, "fast_token_spatial_stride"),
             "min_fast_frames": official.get("min_fast_frames") or 1,
         },
         placement={
             "name": "every",
-            "n": official["cross_attn_every_n_layers"],
+            "n": count(official, "cross_attn_every_n_layers"),
             "minimum": official.get("cross_attn_min_layer_depth") or 0,
             "maximum": official.get("cross_attn_max_layer_depth"),
         },
@@ -246,12 +251,25 @@ def tower_options(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
     return options
 
 
-def projector_depth(kind: str) -> int:
-    """Linear layers of an `mm_projector_type`: "linear" or "mlp2x_gelu"."""
-    match = re.fullmatch(r"mlp(\d+)x_gelu", kind)
+def projector_depth(kind: Any) -> int:
+    """Linear layers of an `mm_projector_type` such as "mlp2x_gelu".
+
+    "linear", which the official code assumes where the field is absent, is refused: its tensors are called
+    otherwise (`mm_projector.weight`).
+    """
+    match = re.fullmatch(r"mlp([1-9]\d*)x_gelu", kind) if isinstance(kind, str) else None
     if match is None:
         raise ValueError(refusal("mm_projector_type", kind, ("mlp2x_gelu", "mlp3x_gelu", "...")))
     return int(match[1])
+
+
+def count(official: Mapping[str, Any], field: str, default: int | None = None) -> int:
+    """An official field that counts something, at least 1."""
+    value = official.get(field, default)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        found = f"{field} is {value!r}" if field in official else f"{field} is missing"
+        raise ValueError(f"The official config's {found}: it must be an integer of at least 1.")
+    return value
 
 
 def look_up(table: Mapping[str, Any], field: str, official: Mapping[str, Any]) -> Any:

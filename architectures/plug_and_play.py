@@ -16,7 +16,7 @@ call, and decoders pass keyword arguments they don't know down to the attention 
 
 import functools
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,21 +30,31 @@ from architectures.conversion import (
     decoder_of,
     expect_arguments_to_arrive,
     expect_known_names,
+    expect_options,
     hybrid_layers,
     install,
     use_hybrid_attention,
 )
 from architectures.fusions import Fusion
 from architectures.hybrid import fusions, remember
+from architectures.plug_and_play_inputs import (
+    SLOW_INPUTS,
+    VideoInputs,
+    entries_and_times,
+    evenly,
+    expect_checkpoints_fit,
+    expect_inputs_of,
+    expect_width,
+    once_each,
+    tokens_of,
+    with_slow_inputs,
+)
 from architectures.prompts import positions_of, real_tokens
 from architectures.scope import scope_of
 from architectures.slow_memory import Readers, SlowMemory
 from architectures.tokens import SlowContext
 
-SLOW_INPUTS = ("slow_tokens", "slow_inputs", "slow_times", "is_video")
 VISUAL_TOKENS = ("image_token_id", "video_token_id", "image_token_index", "video_token_index")
-
-VideoInputs = dict[str, torch.Tensor]
 
 
 def convert(
@@ -69,6 +79,10 @@ def convert(
     """
     if isinstance(model, SlowFastModel):
         raise ValueError(f"{type(model).__name__} is slow-fast already.")
+    if not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"A {type(model).__name__} is no PreTrainedModel of transformers: convert one before wrapping it."
+        )
     spec = {
         "base": type(model).__name__,
         "placement": placement or {"name": "every", "n": 8},
@@ -80,6 +94,7 @@ def convert(
         "slow_chunk": slow_chunk,
         "slow_device": slow_device,
     }
+    expect_options(spec)
     decoder = decoder_of(model)
     layers = hybrid_layers(decoder, spec)
     expect_known_names(decoder.layers[layers[0]], spec)
@@ -150,14 +165,6 @@ def slow_fast_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
             method.__signature__ = with_slow_inputs(inspect.signature(original))
             methods[method.__name__] = method
     return type(f"SlowFast{base.__name__}", (SlowFastModel, base), methods)
-
-
-def with_slow_inputs(signature: inspect.Signature) -> inspect.Signature:
-    """The signature, with the slow inputs as further keywords."""
-    parameters = list(signature.parameters.values())
-    last = [parameters.pop()] if parameters[-1].kind is inspect.Parameter.VAR_KEYWORD else []
-    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None) for name in SLOW_INPUTS]
-    return signature.replace(parameters=[*parameters, *added, *last])
 
 
 @contextmanager
@@ -232,22 +239,28 @@ class SlowFastModel:
           For a batch of one row the dict alone will do. The model's own `get_video_features` makes the tokens.
         - `slow_tokens`: instead, `slow_SD` in the decoder's width (a tensor BSD if equally many).
 
-        `slow_times`: when each slow token was seen, `times_S` in [0, 1] (None: evenly along each video), for a
-        `slow_time` that uses it. `is_video_BL` marks visual tokens, for the scope; by default they are known by
-        the model's own token ids. ValueError if there is not an entry for each row.
+        `slow_times`: when each slow token of a row was seen, `times_S` in [0, 1] (None: evenly along each video),
+        for a `slow_time` that uses it; with `slow_inputs`, of every token that the vision path makes of the row's
+        videos. `is_video_BL` marks visual tokens, for the scope; by default they are known by the model's own
+        token ids. ValueError if there is not an entry for each row, or if it does not fit the model; in training,
+        for reentrant gradient checkpointing where it can't work (transformers' default, the other kind, always does).
         """
         kwargs = {**dict(zip(inspect.signature(type(self).forward).parameters, (self, *args), strict=False)), **kwargs}
         kwargs.pop("self")
         cache: Cache | None = kwargs.get("past_key_values")
         memory = getattr(cache, "slow_memory", None)
-        if slow_tokens is not None or slow_inputs is not None:
+        if any(given is not None for given in (slow_tokens, slow_inputs, slow_times)):
             if memory is not None:
                 raise ValueError("The cache already holds slow tokens: more can't join. Start without a cache.")
-            memory = self.memorise(self.slow_contexts(slow_tokens, slow_inputs, slow_times), len(tokens_of(kwargs)))
+            contexts_B = self.slow_contexts(slow_tokens, slow_inputs, slow_times)
+            expect_checkpoints_fit(decoder_of(self), contexts_B)
+            memory = self.memorise(contexts_B, len(tokens_of(kwargs)))
+            del contexts_B  # from here on their keys and values serve
         if memory is None:
             return super().forward(**kwargs)
         decoder = decoder_of(self)
-        readers = Readers.of(self.reads(kwargs, is_video), memory).to(self.device)
+        reads_BL = self.reads(kwargs, is_video).cpu()  # sorted there: the device is waited for once, or not at all
+        readers = Readers.of(reads_BL, memory).to(self.device)
         with passing(decoder, slow_memory=memory, readers=readers):
             outputs = super().forward(**kwargs)
         keep(cache if cache is not None else cache_in(outputs), memory)
@@ -265,16 +278,13 @@ class SlowFastModel:
 
     def slow_contexts(self, slow_tokens: Any, slow_inputs: Any, slow_times: Any) -> list[SlowContext | None]:
         """One entry per row, of slow tokens given in any of `forward`'s ways."""
-        if slow_tokens is None:
-            slow_inputs = [slow_inputs] if isinstance(slow_inputs, dict) else slow_inputs
-            return once_each(lambda videos, _: self.watch(videos), slow_inputs, [None] * len(slow_inputs))
-        slow_times = [None] * len(slow_tokens) if slow_times is None else slow_times
-        return once_each(self.timed, list(slow_tokens), slow_times)
+        entries, times = entries_and_times(slow_tokens, slow_inputs, slow_times)
+        return once_each(self.watch if slow_tokens is None else self.timed, entries, times)
 
-    def watch(self, videos: VideoInputs | Sequence[VideoInputs]) -> SlowContext:
+    def watch(self, videos: VideoInputs | Sequence[VideoInputs], times_S: Any = None) -> SlowContext:
         """The slow tokens of one row: what the model's own vision path makes of its videos, with their times."""
-        videos = [videos] if isinstance(videos, dict) else videos
-        return SlowContext(torch.cat([self.timed(self.visual_tokens(video), None).slow_SD for video in videos]))
+        tokens = [self.visual_tokens(video) for video in ([videos] if isinstance(videos, Mapping) else videos)]
+        return self.timed(torch.cat(tokens), torch.cat([evenly(t) for t in tokens]) if times_S is None else times_S)
 
     def visual_tokens(self, video: VideoInputs) -> torch.Tensor:
         """All tokens of one video in the decoder's width, `slow_SD`, in the order of time."""
@@ -287,30 +297,44 @@ class SlowFastModel:
             video = {name.removesuffix("_videos"): value for name, value in video.items()}
         if see is None:
             raise ValueError(f"{type(self).__name__} has no vision path of its own: give slow_tokens.")
+        expect_inputs_of(see, video)
         made = see(**video, return_dict=True).pooler_output
         pieces = made if isinstance(made, (list, tuple)) else [made]
         return torch.cat([piece.flatten(0, -2) for piece in pieces])
 
-    def timed(self, slow_SD: torch.Tensor | SlowContext, times_S: torch.Tensor | None) -> SlowContext:
+    def timed(self, slow_SD: torch.Tensor | SlowContext, times_S: Any = None) -> SlowContext:
         """Slow tokens with their time position."""
-        if isinstance(slow_SD, SlowContext):
+        given = isinstance(slow_SD, SlowContext)
+        expect_width(slow_SD.slow_SD if given else slow_SD, decoder_of(self).config.hidden_size)
+        if given and times_S is not None:
+            raise ValueError("slow_times were given for a SlowContext, whose tokens have their time: leave them out.")
+        if given:
             return slow_SD
-        if times_S is None:
-            times_S = torch.linspace(0, 1, len(slow_SD), device=slow_SD.device)
-        slow_SD, position_1SD = slow_SD.to(self.dtype), self.slow_time(times_S[None])
-        return SlowContext(slow_SD if isinstance(position_1SD, float) else slow_SD + position_1SD[0])
+        times_S = evenly(slow_SD) if times_S is None else torch.as_tensor(times_S, dtype=torch.float32)
+        if times_S.shape != slow_SD.shape[:1]:
+            shape = tuple(times_S.shape)
+            raise ValueError(f"slow_times of shape {shape} for {len(slow_SD)} slow tokens of a row: give one for each.")
+        slow_SD, position_1SD = slow_SD.to(self.dtype), self.slow_time(times_S[None].to(self.device))
+        none = isinstance(position_1SD, float)
+        return SlowContext(slow_SD if none else slow_SD + position_1SD[0].to(slow_SD.device))
 
     def reads(self, inputs: dict[str, Any], is_video_BL: torch.Tensor | None) -> torch.Tensor:
-        """Which tokens of a call read the slow tokens: a prompt's by scope, later ones as text after it."""
-        tokens_BL = tokens_of(inputs)
-        if is_video_BL is None:
-            is_video_BL = self.visual_places(inputs.get("input_ids"), tokens_BL)
-        generated = tokens_BL.shape[1] - is_video_BL.shape[1]  # there are some where a prompt is not cached
-        is_video_BL = F.pad(is_video_BL, (0, generated))
-        cache = inputs.get("past_key_values")
-        padding_BL = ~real_tokens(inputs.get("attention_mask"), tokens_BL)
+        """Which tokens of a call read the slow tokens: a prompt's by scope, later ones as text after it.
+
+        For a decoded token the answer is on the CPU, where it is known without asking the device.
+        """
+        tokens_BL, cache = tokens_of(inputs), inputs.get("past_key_values")
         scope = scope_of(self.config.slow_fast["scope"])
-        if cache is None or not cache.get_seq_length():
+        cached = cache is not None and bool(cache.get_seq_length())
+        if cached and is_video_BL is None and tokens_BL.shape[1] == 1:
+            is_video_BL = padding_BL = torch.zeros(tokens_BL.shape, dtype=torch.bool)
+        else:
+            if is_video_BL is None:
+                is_video_BL = self.visual_places(inputs.get("input_ids"), tokens_BL)
+            generated = tokens_BL.shape[1] - is_video_BL.shape[1]  # there are some where a prompt is not cached
+            is_video_BL = F.pad(is_video_BL, (0, generated))
+            padding_BL = ~real_tokens(inputs.get("attention_mask"), tokens_BL)
+        if not cached:
             return scope(is_video_BL, padding_BL)
         before_B1 = torch.ones_like(is_video_BL[:, :1])  # stands for the video in the cache
         return scope(torch.cat([before_B1, is_video_BL], 1), torch.cat([~before_B1, padding_BL], 1))[:, 1:]
@@ -329,7 +353,7 @@ class SlowFastModel:
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """As Hugging Face's `generate`; videos are watched, and their keys and values made, once."""
         given = [kwargs.pop(name, None) for name in SLOW_INPUTS[:3]]
-        if given[0] is not None or given[1] is not None:
+        if any(slow is not None for slow in given):
             with torch.no_grad():
                 kwargs["slow_tokens"] = self.slow_contexts(*given)
         return super().generate(*args, **kwargs)
@@ -358,21 +382,6 @@ class SlowFastModel:
         """As Hugging Face's, and the decoder's becomes hybrid again."""
         super().set_attn_implementation(*args, **kwargs)
         use_hybrid_attention(decoder_of(self))
-
-
-def once_each(make: Any, entries: Sequence[Any], others: Sequence[Any]) -> list[Any]:
-    """`make` of every entry that is not None, of the same object once."""
-    made: dict[int, Any] = {id(None): None}
-    for entry, other in zip(entries, others, strict=True):
-        if id(entry) not in made:
-            made[id(entry)] = make(entry, other)
-    return [made[id(entry)] for entry in entries]
-
-
-def tokens_of(inputs: dict[str, Any]) -> torch.Tensor:
-    """A number per token of a call, BL: its id, or something else where it comes as an embedding."""
-    input_ids_BL = inputs.get("input_ids")
-    return inputs["inputs_embeds"][..., 0] if input_ids_BL is None else input_ids_BL
 
 
 def cache_in(outputs: Any) -> Cache | None:

@@ -12,7 +12,12 @@ Videos = torch.Tensor | Sequence[torch.Tensor]  # equally long: one tensor; or o
 
 
 def by_length(path: Callable[..., list], *inputs: Videos) -> list:
-    """`path` of videos batched by length, one result per video, in the videos' order."""
+    """`path` of videos batched by length, one result per video, in the videos' order.
+
+    `inputs` are videos, their frame times, and anything else with one entry per video. Raises ValueError for a
+    video without frames, or whose times are not one per frame.
+    """
+    expect_time_per_frame(*inputs[:2])
     if all(isinstance(values, torch.Tensor) for values in inputs):
         return path(*inputs)
     if len({len(values) for values in inputs}) != 1:
@@ -26,6 +31,15 @@ def by_length(path: Callable[..., list], *inputs: Videos) -> list:
         for index, result in zip(indices, path(*batch), strict=True):
             results[index] = result
     return results
+
+
+def expect_time_per_frame(videos: Videos, times: Videos) -> None:
+    """Raises ValueError unless every video has frames, and a time for each."""
+    for number, (video, its_times) in enumerate(zip(videos, times, strict=False)):  # numbers are compared elsewhere
+        if not len(video):
+            raise ValueError(f"Video {number} has no frames: give at least one.")
+        if len(its_times) != len(video):
+            raise ValueError(f"Video {number} has {len(video)} frames and {len(its_times)} frame times: give one each.")
 
 
 def uniform_times(videos: Videos) -> Videos:

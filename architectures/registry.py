@@ -2,8 +2,9 @@
 
 import functools
 import inspect
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from types import NoneType, UnionType
+from typing import Any, get_args
 
 
 class Registry(dict[str, Callable]):
@@ -33,8 +34,9 @@ class Registry(dict[str, Callable]):
     def build(self, spec: dict[str, Any], **context: Any) -> Any:
         """Builds `spec = {"name": ..., option: value, ...}`; `context` is what the model supplies.
 
-        A variant takes from `context` only what its signature names. An option it does not have is a
-        ValueError.
+        A variant takes from `context` only what its signature names. A spec that is no dictionary, an option
+        that the variant does not have, one it needs and did not get, or one that should be a whole number and
+        is not, is a ValueError.
         """
         variant, options = self._options(spec, context)
         parameters = inspect.signature(variant).parameters
@@ -46,13 +48,35 @@ class Registry(dict[str, Callable]):
         return functools.partial(variant, **options)
 
     def _options(self, spec: dict[str, Any], supplied: Collection[str]) -> tuple[Callable, dict[str, Any]]:
+        expect_spec(self.family, spec)
         variant = self.find(spec.get("name"))
         options = {key: value for key, value in spec.items() if key != "name"}
-        allowed = sorted(set(inspect.signature(variant).parameters) - set(supplied))
+        parameters = inspect.signature(variant).parameters
+        allowed = sorted(set(parameters) - set(supplied))
         unknown = sorted(set(options) - set(allowed))
         if unknown:
             raise ValueError(
                 f"{self.family} '{spec['name']}' has no option '{unknown[0]}': "
                 f"its options are {', '.join(allowed) or 'none'}."
             )
+        missing = [key for key in allowed if parameters[key].default is inspect.Parameter.empty and key not in options]
+        if missing:
+            raise ValueError(f"{self.family} '{spec['name']}' needs its option '{missing[0]}': give a value.")
+        for key, value in options.items():
+            if not fits(value, parameters[key].annotation):
+                raise ValueError(f"{self.family} '{spec['name']}': {key} is {value!r}, must be a whole number.")
         return variant, options
+
+
+def expect_spec(what: str, spec: Any) -> None:
+    """Raises ValueError unless `spec` is a dictionary, in a sentence that says what it should be a spec of."""
+    if not isinstance(spec, Mapping):
+        raise ValueError(f"{what} is {spec!r}, must be a dictionary with a name and options: {{'name': ...}}.")
+
+
+def fits(value: Any, annotation: Any) -> bool:
+    """Whether `value` may stand where `annotation` asks for a whole number; anything where it asks for more."""
+    kinds = set(get_args(annotation)) if isinstance(annotation, UnionType) else {annotation}
+    if int not in kinds or not kinds <= {int, NoneType}:
+        return True
+    return (isinstance(value, int) and not isinstance(value, bool)) or (value is None and NoneType in kinds)

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from architectures import SlowFastConfig, SlowFastForConditionalGeneration
 from architectures.fusions.base import KV_INITS
+from architectures.projectors import expect_token_left, pool_grid
 from architectures.selectors import SELECTORS
 from harness.errors import UserError
 
@@ -71,10 +72,9 @@ def check_variant(settings: DictConfig, frames: int) -> None:
     The model is built on the meta device, without weights: before any work starts.
     """
     where = f"{settings.architecture.name} at {frames} frames cannot be built"
+    if (kv_init := settings.architecture.kv_init) not in KV_INITS:
+        raise UserError(f"{where}: Unknown kv_init '{kv_init}': choose one of {', '.join(KV_INITS)}.")
     config = model_config(settings)
-    if config.kv_init not in KV_INITS:
-        allowed = ", ".join(KV_INITS)
-        raise UserError(f"{where}: Unknown kv_init '{config.kv_init}': choose one of {allowed}.")
     fast, slow = config.fast_time, config.slow_time
     if fast["name"] == slow["name"] and fast != slow:
         raise UserError(
@@ -90,6 +90,9 @@ def check_variant(settings: DictConfig, frames: int) -> None:
         with torch.device("meta"):
             model = SlowFastForConditionalGeneration(config)
         tokens = model.fast_token_count(frames)
+        if tokens and model.hybrid_layers:
+            grid = pool_grid(model.encoder.grid, config.pooling_of(model.selector.n_frames(frames)))
+            expect_token_left(grid, config.slow_pooling, "slow_tokens.pooling")
     except (ValueError, TypeError) as error:  # what the registries and torch's layers say of a bad option
         sentence = str(error).partition("\n")[0]  # torch goes on with its signatures
         raise UserError(f"{where}: {sentence}") from error

@@ -98,6 +98,14 @@ def test_the_closed_form_holds_for_other_decoders(decoder: str) -> None:
     assert same(prefill_cost(config, 18, 9), count_prefill(config, 18, 9))
 
 
+@pytest.mark.parametrize(("budget", "frames"), [(1, 1), (5, 5), (18, 18), (40, 18), (None, 18)])
+def test_slow_tokens_are_of_as_many_frames_as_the_budget_says(budget: int | None, frames: int) -> None:
+    config = small_config(slow_frames=budget)
+    assert prefill_cost(config, 18, 9).slow_tokens == frames * 4  # 2 x 2 tokens a frame
+    config.slow_frames = 0  # not even a configuration allows it; but none is none, and not all
+    assert prefill_cost(config, 18, 9).slow_tokens == 0
+
+
 def test_a_decoder_without_closed_form_is_refused() -> None:
     config = SlowFastConfig(text_config={"model_type": "mixtral"})
     with pytest.raises(ValueError, match=r"no closed form of the cost of a 'mixtral' decoder, only of llama"):

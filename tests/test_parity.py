@@ -270,6 +270,28 @@ def test_cases_without_files_are_failures(copy: Callable[[str], Path], capsys: p
     assert not only(directory, SMALL).passed
 
 
+@pytest.mark.parametrize(
+    "content", ["[1]", "[]", "3", "null", "{", '{"weights": 3}', '{"weights": [], "tensors": [1]}']
+)
+@pytest.mark.parametrize("name", ["d09_s1t4_T5_adaptive", "fast_frame_tables", "preprocess_576"])
+def test_json_of_any_other_kind_is_a_failed_case_and_the_others_run(tmp_path: Path, name: str, content: str) -> None:
+    shutil.copyfile(GOLDEN / "fast_frame_tables.json", tmp_path / "fast_frame_tables.json")
+    (tmp_path / f"{name}.json").write_text(content)
+    broken, *others = sorted(check(tmp_path, only=[name, "fast_frame_tables"]), key=lambda report: report.name != name)
+    assert not broken.passed
+    assert broken.problem.startswith("not run: ")
+    assert all(report.passed for report in others)
+
+
+@pytest.mark.parametrize("kind", ["temporal", "spatial"])
+def test_an_empty_list_of_tables_is_a_failure(tmp_path: Path, kind: str) -> None:
+    tables = json.loads((GOLDEN / "fast_frame_tables.json").read_text())
+    (tmp_path / "fast_frame_tables.json").write_text(json.dumps(tables | {kind: []}))
+    report = only(tmp_path, "fast_frame_tables")
+    assert not report.passed
+    assert f"lists no {kind} tables" in report.problem
+
+
 def test_a_recorded_tensor_that_is_not_compared_is_a_failure(copy: Callable[[str], Path]) -> None:
     directory = copy(SMALL)
     file = directory / f"{SMALL}.safetensors"

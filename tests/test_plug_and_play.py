@@ -8,6 +8,7 @@ import hf_models
 import pytest
 import torch
 from hf_models import TEXT, WIDTH, Clip, words
+from small_models import small_config
 from transformers import Qwen2Config, Qwen2ForCausalLM, Qwen2Model
 
 from architectures.conversion import decoder_of
@@ -106,6 +107,14 @@ def test_fusions_inside_and_outside_attention_read(fusion: str) -> None:
     open_gates(model)
     assert not torch.allclose(logits(model, {**given, **slow(20)}), before, **CLOSE)
     assert torch.equal(logits(model, given), before)
+
+
+def test_the_flamingo_row_has_flamingo_s_activation() -> None:
+    fusion = small_config("architecture=flamingo").fusion
+    assert (fusion["name"], fusion["activation"], fusion["expansion"]) == ("gated_block", "squared_relu", 4)
+    model = convert(QWEN2.model(), PLACEMENT, gate={"name": "static_tanh"}, fusion=fusion)
+    activation = fusions(decoder_of(model))[0].feed_forward.activation
+    assert activation(torch.tensor([-2.0, 0.5, 3.0])).tolist() == [0.0, 0.25, 9.0]
 
 
 @pytest.mark.parametrize("scope", ["text_only", "all_tokens", "text_after_video"])

@@ -1,10 +1,14 @@
 """Frame selectors: against plain loops, planted events, cost, and the same choice in training and evaluation."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from small_models import small_config
 from torch.utils.flop_counter import FlopCounterMode
 
+from architectures import SlowFastForConditionalGeneration
 from architectures.encoders import ENCODERS, Encoder
 from architectures.selectors import SELECTORS, Selector, choose, pick
 
@@ -208,6 +212,48 @@ def test_untrained_weights_are_a_function_of_the_seed_alone() -> None:
     first.cheap.reset_parameters()
     assert torch.equal(weights(first), weights(second))
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("name", ["salience", "question_match"])
+def test_a_models_selector_is_a_function_of_the_seed_alone(name: str, tmp_path: Path) -> None:
+    """However the model comes about; but weights that were saved are kept."""
+    spec = {key: value for key, value in SPECS[name].items() if key != "vocab_size"}
+    config = small_config("architecture=self_attention", selector=spec)
+    vocab_size = {"vocab_size": config.text_config.vocab_size} if name == "question_match" else {}
+    expected = weights(built(name, **vocab_size))
+
+    base = SlowFastForConditionalGeneration(small_config("architecture=self_attention"))
+    base.save_pretrained(tmp_path / "base")
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        model = SlowFastForConditionalGeneration(config)
+        completed = SlowFastForConditionalGeneration.from_pretrained(tmp_path / "base", config=config)
+        converted = SlowFastForConditionalGeneration.from_base(base, selector=spec)
+        for each in (model, completed, converted):
+            assert torch.equal(weights(each.selector), expected)
+            assert not any(parameter.requires_grad for parameter in each.selector.parameters())
+            assert each.selector.cheap.encoder.feature_mean.abs().max() == 0
+            assert each.selector.cheap.encoder.feature_std.tolist() == [1.0] * 8
+
+    with torch.no_grad():
+        for weight in model.selector.state_dict().values():
+            weight.add_(0.5)
+    model.save_pretrained(tmp_path / "trained")
+    again = SlowFastForConditionalGeneration.from_pretrained(tmp_path / "trained").selector
+    assert not any(parameter.requires_grad for parameter in again.parameters())
+    assert again.state_dict().keys() == model.selector.state_dict().keys()
+    for key, weight in model.selector.state_dict().items():
+        assert torch.equal(again.state_dict()[key], weight)
+
+
+def test_an_encoder_that_a_checkpoint_lacks_starts_as_a_new_one() -> None:
+    encoder = ENCODERS.build(SMALL).to("meta").to_empty(device="cpu")
+    for tensor in (encoder.position.data, encoder.feature_mean, encoder.feature_std):
+        tensor.fill_(7.0)
+    encoder.reset_parameters()
+    fresh = ENCODERS.build(SMALL)
+    for name in ("position", "feature_mean", "feature_std"):
+        assert torch.equal(getattr(encoder, name), getattr(fresh, name))
 
 
 def test_frames_normalised_for_another_encoder_are_normalised_anew() -> None:

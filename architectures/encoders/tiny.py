@@ -27,6 +27,12 @@ class TinyEncoder(Encoder):
         self.register_buffer("feature_mean", torch.zeros(width))
         self.register_buffer("feature_std", torch.ones(width))
 
+    def reset_parameters(self) -> None:
+        """What the convolutions do not reset themselves: no position yet, features as they come."""
+        nn.init.zeros_(self.position)
+        nn.init.zeros_(self.feature_mean)
+        nn.init.ones_(self.feature_std)
+
     def encode(self, images_NCHW: torch.Tensor) -> torch.Tensor:
         x = F.gelu(self.edges(F.pixel_unshuffle(images_NCHW, 2)))
         x = F.gelu(self.strokes(x) + self.position)

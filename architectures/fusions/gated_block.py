@@ -49,7 +49,9 @@ class GatedBlockFusion(Fusion):
 
     Gates: static_tanh is Flamingo's scalar. Any other gate fits too: the one of cross-attention sees the block's
     queries and works on its heads before the output projection, where a scalar does the same as behind it.
-    `expansion` is the width of the feed-forward over D (4 in the paper), `activation` gelu or squared_relu.
+    `expansion` is the width of the feed-forward over D (4 in the paper), `activation` gelu or squared_relu. Flamingo
+    has the squared ReLU in its new layers, by our memory of the paper's appendix (not looked up again); the YAML
+    files choose it, and gelu is the default of this class only.
 
     Queries have no rotary position: that of slow keys, if they have one, says when in the video, not how long
     ago. Unlike the paper's, a block reads the slow tokens as they are (no resampler), all videos of its row.

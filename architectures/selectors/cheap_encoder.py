@@ -1,13 +1,41 @@
 """A small encoder that looks at every frame, so that the large one need not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from transformers import initialization
 
 from architectures.encoders import ENCODERS
+
+
+def visible_to_initialisation(module: nn.Module) -> None:
+    """Gives a module without weights of its own something to be initialised.
+
+    When transformers builds or completes a model it draws every module's weights anew, children before
+    parents, and passes over parents that hold no weight themselves: their `reset_parameters` would not be
+    called. An empty buffer, never saved, is weight enough.
+    """
+    module.register_buffer("empty", torch.empty(0), persistent=False)
+
+
+def draw_(module: nn.Module, build: Callable[[], nn.Module], seed: int) -> None:
+    """Sets `module`'s weights to those of a twin that `build` makes, a function of `seed` alone; freezes them.
+
+    The twin is drawn on the CPU wherever `module` is, and torch's generator stays as it was. Weights that
+    transformers has loaded from a checkpoint are kept; on the meta device there are none.
+    """
+    module.requires_grad_(False)  # transformers makes those that a checkpoint lacks anew, to be trained
+    own = module.state_dict(keep_vars=True)
+    if any(weight.is_meta for weight in own.values()):
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        twin = build().state_dict()
+    for name, weight in own.items():
+        initialization.copy_(weight, twin[name])
 
 
 class CheapEncoder(nn.Module):
@@ -27,19 +55,16 @@ class CheapEncoder(nn.Module):
         image_std: Sequence[float] | None = None,
     ):
         super().__init__()
-        self.encoder = ENCODERS.build(spec).requires_grad_(False).eval()
-        self.seed = seed
+        self.encoder = ENCODERS.build(spec).eval()
+        self.spec, self.seed = spec, seed
         self.mean = tuple(self.encoder.image_mean if image_mean is None else image_mean)
         self.std = tuple(self.encoder.image_std if image_std is None else image_std)
+        visible_to_initialisation(self)
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draws the weights from `seed`, without touching the state of torch's generator."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            for module in self.encoder.modules():
-                if hasattr(module, "reset_parameters"):
-                    module.reset_parameters()
+        """Draws the weights from `seed`, without touching the state of torch's generator, and freezes them."""
+        draw_(self.encoder, lambda: ENCODERS.build(self.spec), self.seed)
 
     def flops_per_frame(self) -> int:
         """FLOP of its matrix products and convolutions for one frame (2 x MAC)."""

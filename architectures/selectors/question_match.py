@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from architectures.selectors.base import SELECTORS, Selector
-from architectures.selectors.cheap_encoder import CheapEncoder
+from architectures.selectors.cheap_encoder import CheapEncoder, draw_, visible_to_initialisation
 
 PADDING = -1  # stands in `question_BW` where a shorter question has no word
 
@@ -44,7 +44,15 @@ class QuestionMatch(Selector):
         self.cheap = CheapEncoder(spec, seed, image_mean, image_std)
         self.place = nn.Linear(self.cheap.encoder.width, width, bias=False)
         self.word = nn.Embedding(vocab_size, width)
-        self.requires_grad_(False)
+        self.seed = seed
+        visible_to_initialisation(self)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draws what is not the cheap encoder's from `seed`, without touching the state of torch's generator."""
+        place, word = self.place, self.word
+        draw_(place, lambda: nn.Linear(place.in_features, place.out_features, bias=False), self.seed)
+        draw_(word, lambda: nn.Embedding(word.num_embeddings, word.embedding_dim), self.seed)
 
     def scores(self, frames_BTCHW: torch.Tensor, question_BW: torch.Tensor | None = None) -> torch.Tensor:
         """`scores_BT` in [-1, 1]; `question_BW` holds word ids, PADDING (-1) where a question has no word.
