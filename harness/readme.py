@@ -19,12 +19,15 @@ TITLES = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {"a
 
 
 def blocks(results: Path) -> dict[str, str]:
-    """Every block of the README that is computed, by the name of its markers; the study's where it was run."""
+    """Every block of the README that is computed, by the name of its markers; further runs' where they are."""
     made = {
         "table": main_block(pd.read_csv(results / "tables" / "main_mini.csv")),
         "controls": controls_block(pd.read_csv(results / "tables" / "controls_mini.csv")),
         "families": families_block(),
     }
+    rivals = results / "rivals" / "tables" / "main_mini.csv"
+    if rivals.is_file():
+        made["rivals"] = main_block(pd.read_csv(rivals))
     for name, block in (("plug_and_play", study_block), ("plug_and_play_differences", differences_block)):
         path = results / "tables" / f"{name}_mini.csv"
         if path.is_file():

@@ -32,6 +32,7 @@ object per (curve, steps, base seed), and what each answered |
 | `tables/plug_and_play_SCALE.{csv,md,tex}` | the study: average score by curve and training steps |
 | `tables/plug_and_play_differences_SCALE.csv` | what its curves gained over each other |
 | `figures/*.{svg,png}` | the main table, and the study's curves, drawn |
+| `rivals/` | rows, tables and figures of a run of its own: slow-fast beside self-attention on selected frames |
 | `runs/` | where training and evaluation keep their work; not in git |
 
 Tables and figures of seed 0 have these plain names; those of any other seed N end in `_seedN`, as in
