@@ -16,6 +16,8 @@ the warm-up a learned scalar that starts at zero:
     the same, where all tokens cross-attend      (w . a + b) * warmup              dynamic, warmup: linear
 """
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import nn
 
@@ -26,7 +28,7 @@ WARMUPS = ("linear", "none", "tanh")
 NEVER = -1e4  # a logit whose sigmoid is exactly 0 in every floating point type: exp(-1e4) underflows in all
 
 
-class Gate(nn.Module):
+class Gate(nn.Module, ABC):
     """What every gate offers.
 
     `starts_closed` says whether a new gate is exactly zero, so that a converted model equals its base (paper,
@@ -35,17 +37,21 @@ class Gate(nn.Module):
 
     starts_closed: bool
 
+    @abstractmethod
     def reset_parameters(self) -> None:
         """The parameters of a new gate: linear weights as torch draws them, the rest as the class says."""
-        raise NotImplementedError
 
     def flops_per_token(self) -> int:
         """FLOP of its matrix products for one reading token (2 x MAC)."""
         return 0
 
+    @abstractmethod
     def close_(self) -> None:
         """Shuts the gate: its output is exactly zero for every token, and still is once saved and loaded."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def forward(self, attended_GNQE: torch.Tensor) -> torch.Tensor:
+        """How much of what each token read is added, broadcastable to GNQE."""
 
 
 class ProjectedGate(Gate):

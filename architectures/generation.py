@@ -3,7 +3,7 @@
 from typing import Any
 
 import torch
-from transformers import Cache, LogitsProcessor, LogitsProcessorList
+from transformers import Cache, LogitsProcessorList, SuppressTokensLogitsProcessor
 
 from architectures.hybrid import SlowFastCache
 
@@ -12,14 +12,11 @@ NOTHING = (None, 0, 1.0)  # values of those that switch them off
 VIDEO_INPUTS = ("frames", "features", "frame_times", "slow_features", "questions")
 
 
-class NoPlaceholder(LogitsProcessor):
-    """Keeps a model from generating the placeholder of a video that nobody gave."""
+class NoPlaceholder(SuppressTokensLogitsProcessor):
+    """Keeps a model from generating the placeholder of a video that nobody gave.
 
-    def __init__(self, video_token_id: int):
-        self.video_token_id = video_token_id
-
-    def __call__(self, input_ids: torch.Tensor, scores_BV: torch.Tensor) -> torch.Tensor:
-        return scores_BV.index_fill(1, torch.tensor([self.video_token_id], device=scores_BV.device), -torch.inf)
+    A type of its own, because `generate` keeps one processor per type: a caller's `suppress_tokens` stand too.
+    """
 
 
 class SlowFastGeneration:
@@ -40,7 +37,7 @@ class SlowFastGeneration:
         placeholder = self.config.video_token_id
         if 0 <= placeholder < self.config.text_config.vocab_size:
             others = kwargs.get("logits_processor") or []
-            kwargs["logits_processor"] = LogitsProcessorList([*others, NoPlaceholder(placeholder)])
+            kwargs["logits_processor"] = LogitsProcessorList([*others, NoPlaceholder([placeholder], self.device)])
         else:
             counting = [name for name in COUNTING if kwargs.get(name, getattr(config, name, None)) not in NOTHING]
             if counting:

@@ -141,15 +141,14 @@ def rotate(decoder: PreTrainedModel, layer: int, key_GKSE: torch.Tensor, places_
     return key_GKSE * cos_GSE + torch.cat([-right, left], dim=-1) * sin_GSE
 
 
-class SlowFastCache(DynamicCache):
-    """The decoder's cache and, beside it, the slow memory: decoding never projects slow tokens again.
+class RemembersSlow:
+    """What a cache needs to keep the slow memory beside it: rows that move take their slow tokens along.
 
-    Cropping leaves the slow memory as it is: it belongs to the prompt.
+    Stands before a cache class among the bases. Cropping leaves the slow memory as it is: it belongs to the
+    prompt.
     """
 
-    def __init__(self, config: Any):
-        super().__init__(config=config)
-        self.slow_memory: SlowMemory | None = None
+    slow_memory: SlowMemory | None = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
         super().reorder_cache(beam_idx)
@@ -165,3 +164,10 @@ class SlowFastCache(DynamicCache):
         super().batch_repeat_interleave(repeats)
         if self.slow_memory is not None:
             self.slow_memory = self.slow_memory.repeat(repeats)
+
+
+class SlowFastCache(RemembersSlow, DynamicCache):
+    """The decoder's cache and, beside it, the slow memory: decoding never projects slow tokens again."""
+
+    def __init__(self, config: Any):
+        super().__init__(config=config)

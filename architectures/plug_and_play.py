@@ -36,7 +36,7 @@ from architectures.conversion import (
     use_hybrid_attention,
 )
 from architectures.fusions import Fusion
-from architectures.hybrid import fusions, remember
+from architectures.hybrid import RemembersSlow, fusions, remember
 from architectures.plug_and_play_inputs import (
     SLOW_INPUTS,
     VideoInputs,
@@ -178,24 +178,6 @@ def passing(decoder: nn.Module, **extra: Any) -> Iterator[None]:
 
 
 # ---------------------------------------------------------------------------------------------- the slow memory
-
-
-class RemembersSlow:
-    """What a cache needs to keep the slow memory beside it: rows that move take their slow tokens along."""
-
-    slow_memory: SlowMemory
-
-    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        super().reorder_cache(beam_idx)
-        self.slow_memory = self.slow_memory.select(beam_idx)
-
-    def batch_select_indices(self, indices: torch.Tensor) -> None:
-        super().batch_select_indices(indices)
-        self.slow_memory = self.slow_memory.select(indices)
-
-    def batch_repeat_interleave(self, repeats: int) -> None:
-        super().batch_repeat_interleave(repeats)
-        self.slow_memory = self.slow_memory.repeat(repeats)
 
 
 @functools.cache

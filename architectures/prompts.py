@@ -79,18 +79,18 @@ def listed(counts: list[int], at_most: int = 8) -> str:
     return ", ".join(map(str, counts[:at_most])) + (", ..." if len(counts) > at_most else "") or "none"
 
 
-def context_of(row: list[VideoTokens], start_places: list[int] | None) -> SlowContext | None:
+def context_of(row: list[VideoTokens], starts: list[int] | None) -> SlowContext | None:
     """All slow tokens of a row's videos, one after the other; None without any.
 
-    `start_places`: the position of each video's first fast token, from which slow tokens are placed by time:
-    where a fast token of the same moment stands.
+    `starts` (of `start_places`): the position of each video's first fast token, from which slow tokens are placed
+    by time: where a fast token of the same moment stands.
     """
     if not row or row[0].slow_SD is None:
         return None
     slow_SD = torch.cat([video.slow_SD for video in row]) if len(row) > 1 else row[0].slow_SD
-    if start_places is None:
+    if starts is None:
         return SlowContext(slow_SD)
-    places = [start + video.times_S * (len(video.fast_FD) - 1) for start, video in zip(start_places, row, strict=True)]
+    places = [start + video.times_S * (len(video.fast_FD) - 1) for start, video in zip(starts, row, strict=True)]
     return SlowContext(slow_SD, torch.cat(places))
 
 

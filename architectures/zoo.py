@@ -18,6 +18,7 @@ from architectures.selectors import SELECTORS
 from architectures.time_positions import TIME_POSITIONS
 
 REGISTRIES = (ENCODERS, SELECTORS, COMPRESSORS, FUSIONS, GATES, PLACEMENTS, SCOPES, TIME_POSITIONS)
+PER_FILE = (ENCODERS, SELECTORS, COMPRESSORS, FUSIONS)  # whose modules' docstrings are about one source
 ARXIV = re.compile(r"arXiv (\d{4}\.\d{5})")
 
 
@@ -27,7 +28,7 @@ def entries(registry: Registry) -> Iterator[tuple[str, str, list[str]]]:
         text = inspect.getdoc(variant)
         paragraph = " ".join(text.partition("\n\n")[0].split())
         sentence = re.split(r"(?<=[^A-Z].[.:]) (?=[A-Z`])", paragraph)[0].rstrip(".:")
-        if registry is ENCODERS or registry is COMPRESSORS or registry is FUSIONS or registry is SELECTORS:
+        if registry in PER_FILE:
             text += inspect.getdoc(inspect.getmodule(variant))
         yield name, sentence, sorted(set(ARXIV.findall(text)))
 

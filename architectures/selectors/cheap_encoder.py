@@ -10,6 +10,8 @@ from transformers import initialization
 
 from architectures.encoders import ENCODERS
 
+HALF_SIZE = {"name": "tiny", "width": 32, "image_size": 32}  # the mini scale's encoder at half its resolution
+
 
 def visible_to_initialisation(module: nn.Module) -> None:
     """Gives a module without weights of its own something to be initialised.
@@ -41,6 +43,8 @@ def draw_(module: nn.Module, build: Callable[[], nn.Module], seed: int) -> None:
 class CheapEncoder(nn.Module):
     """Any encoder, on frames shrunk to its own `image_size`: `frames_BTCHW -> features_BTPV` (float32).
 
+    `spec` None: `HALF_SIZE`.
+
     Frames arrive normalised by `image_mean` and `image_std`, those of the model's own encoder, and are
     normalised anew for this one; None: they are the same. Its weights are frozen. Until others are loaded they
     are random, and a function of `seed` alone: so every process that builds a selector from the same options
@@ -49,12 +53,13 @@ class CheapEncoder(nn.Module):
 
     def __init__(
         self,
-        spec: dict[str, Any],
+        spec: dict[str, Any] | None = None,
         seed: int = 0,
         image_mean: Sequence[float] | None = None,
         image_std: Sequence[float] | None = None,
     ):
         super().__init__()
+        spec = spec or HALF_SIZE
         self.encoder = ENCODERS.build(spec).eval()
         self.spec, self.seed = spec, seed
         self.mean = tuple(self.encoder.image_mean if image_mean is None else image_mean)

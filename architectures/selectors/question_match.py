@@ -40,8 +40,7 @@ class QuestionMatch(Selector):
         image_std: Sequence[float] | None = None,
     ):
         super().__init__(keep)
-        spec = encoder or {"name": "tiny", "width": 32, "image_size": 32}
-        self.cheap = CheapEncoder(spec, seed, image_mean, image_std)
+        self.cheap = CheapEncoder(encoder, seed, image_mean, image_std)
         self.place = nn.Linear(self.cheap.encoder.width, width, bias=False)
         self.word = nn.Embedding(vocab_size, width)
         self.seed = seed

@@ -26,8 +26,7 @@ class Salience(Selector):
         image_std: Sequence[float] | None = None,
     ):
         super().__init__(keep)
-        spec = encoder or {"name": "tiny", "width": 32, "image_size": 32}
-        self.cheap = CheapEncoder(spec, seed, image_mean, image_std)
+        self.cheap = CheapEncoder(encoder, seed, image_mean, image_std)
 
     def scores(self, frames_BTCHW: torch.Tensor, question_BW: torch.Tensor | None = None) -> torch.Tensor:
         features_BTPV = self.cheap(frames_BTCHW)
