@@ -18,8 +18,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table controls plug-and-play smoke suite contact-sheet plot readme test test-slow lint \
-	format constraints clean
+.PHONY: help setup reproduce-table controls plug-and-play smoke profile profile-gpu scaling bench suite contact-sheet \
+	plot readme test test-slow lint format constraints clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,18 @@ plug-and-play: $(READY) ## Does converting a trained baseline to slow-fast help?
 smoke: $(READY) ## A first real row within three minutes
 	$(RUN) -m harness smoke seed=$(SEED) $(ARGS)
 
+profile: $(READY) ## Compute against frames of every variant, counted at 7B without weights
+	$(RUN) -m harness profile $(ARGS)
+
+profile-gpu: $(READY) ## Time and memory against frames at 7B, measured on this machine's GPU
+	$(RUN) -m harness profile-gpu $(ARGS)
+
+scaling: $(READY) ## Is cost linear in frames? Counted at 7B, measured on this machine
+	$(RUN) -m harness scaling $(ARGS)
+
+bench: $(READY) ## This project's own speed: decoding, profiling, evaluation
+	$(RUN) -m harness bench $(ARGS)
+
 suite: $(READY) ## Generate the five mini benchmarks and print where they are (SEED=0)
 	$(RUN) -m harness suite seed=$(SEED) $(ARGS)
 
@@ -81,6 +93,7 @@ format: $(READY) ## Let ruff put style and layout right
 
 constraints: $(READY) ## Resolve the tested set, constraints.txt, anew from pyproject.toml
 	$(RUN) -m uv pip compile --universal --python-version 3.11 --fork-strategy fewest --upgrade --extra dev \
+		--extra torchcodec \
 		--no-annotate --custom-compile-command "make constraints" pyproject.toml -o constraints.txt
 
 clean: ## Remove the virtual environment, runs and caches (results that were committed stay)

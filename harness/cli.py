@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from harness.errors import UserError
+from harness.settings import MAIN, PROFILE, Root
 from harness.stages import find_function
 
 INTERRUPTED = 130  # as the shell has it for Ctrl-C
@@ -18,6 +19,7 @@ class Verb:
     function: str  # "package.module:function"
     help: str
     preset: tuple[str, ...] = ()  # settings that come before the typed ones
+    root: Root = MAIN
 
 
 VERBS = {
@@ -34,6 +36,20 @@ VERBS = {
     "cost": Verb("harness.commands:cost", "tokens and FLOPs of one architecture, at this scale and at 7B"),
     "suite": Verb("harness.commands:suite", "generate the five mini benchmarks and print their folder"),
     "contact-sheet": Verb("harness.commands:contact_sheet", "a picture of one sample with its answer"),
+    "profile": Verb("harness.profilers.profile:profile", "FLOPs and cache bytes against frames, at 7B", root=PROFILE),
+    "profile-gpu": Verb(
+        "harness.profilers.profile_gpu:profile_gpu",
+        "time and memory against frames, measured on a GPU",
+        ("architectures=[self_attention,slow_fast]", "frames=[16,32,64,128,256,512,1024]"),
+        PROFILE,
+    ),
+    "scaling": Verb(
+        "harness.profilers.scaling:scaling",
+        "is cost linear in frames? counted at 7B, measured on this machine",
+        ("frames=[16,32,64,128,256,512,1024,1536]", "device=cpu", "dtype=float32", "rounds=25"),
+        PROFILE,
+    ),
+    "bench": Verb("harness.bench:bench", "this project's own speed: decoding, profiling, evaluation", (), PROFILE),
     "plot": Verb("harness.commands:plot", "tables and figures again from results/rows; runs nothing"),
 }
 
@@ -64,7 +80,7 @@ def _run(verb: str, overrides: list[str], only_print: bool) -> int:
     if verb not in VERBS:
         raise UserError(f"there is no verb '{verb}'; there are {closest_first(verb, VERBS)}")
     overrides = [*VERBS[verb].preset, *overrides]
-    settings = compose(overrides)
+    settings = compose(overrides, root=VERBS[verb].root)
     if only_print:
         from omegaconf import OmegaConf
 
@@ -89,12 +105,12 @@ def _parser() -> argparse.ArgumentParser:
 
 def _epilog() -> str:
     from harness.compose import group_choices
-    from harness.settings import Settings
 
-    choices = group_choices()
-    lines = ["verbs:", *(f"  {name:14} {verb.help}" for name, verb in VERBS.items()), "", "settings:"]
-    plain = [item for item in fields(Settings) if "group" not in item.metadata]
-    lines += [f"  {item.name:14} {item.metadata['meaning']}" for item in plain]
-    lines += ["", "groups, chosen as GROUP=NAME:"]
-    lines += [f"  {name:14} {', '.join(names)}" for name, names in choices.items()]
-    return "\n".join(lines)
+    verbs = [f"  {name:14} {verb.help}" for name, verb in VERBS.items()]
+    groups = [f"  {name:14} {', '.join(names)}" for name, names in group_choices().items()]
+    profilers = ", ".join(name for name, verb in VERBS.items() if verb.root is PROFILE)
+    lines = ["verbs:", *verbs]
+    for title, root in (("settings:", MAIN), (f"settings of {profilers}:", PROFILE)):
+        plain = [item for item in fields(root.schema) if "group" not in item.metadata]
+        lines += ["", title, *(f"  {item.name:14} {item.metadata['meaning']}" for item in plain)]
+    return "\n".join([*lines, "", "groups, chosen as GROUP=NAME:", *groups])

@@ -16,14 +16,14 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from harness.errors import UserError
-from harness.settings import Settings
+from harness.settings import MAIN, Root
 
 CONF = Path(__file__).parent / "conf"
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
-def compose(overrides: Sequence[str], folder: Path = CONF) -> DictConfig:
-    """The settings of `folder`/config.yaml with `overrides` ("frames=16", "gate=static_tanh"), types checked.
+def compose(overrides: Sequence[str], folder: Path = CONF, root: Root = MAIN) -> DictConfig:
+    """The settings of `folder`'s `root` with `overrides` ("frames=16", "gate=static_tanh"), types checked.
 
     Raises UserError, one sentence that lists what is allowed, closest first, for anything that is not a
     setting, not a choice of its group, or not of its setting's type or range.
@@ -34,19 +34,19 @@ def compose(overrides: Sequence[str], folder: Path = CONF) -> DictConfig:
     for text in chosen:
         _check_choice(text, parsed[text], groups)
     with hydra.initialize_config_dir(str(folder.absolute()), version_base="1.3"):
-        before = _hydra(chosen)
+        before = _hydra(root.name, chosen)
         for text in parsed:
             if text not in chosen:
                 _check_key(text, parsed[text].key_or_group, before, groups)
-        after = _hydra(list(parsed))
+        after = _hydra(root.name, list(parsed)) if len(chosen) < len(parsed) else before
     for text in parsed:
         if text not in chosen:
-            _check_value(text, parsed[text].key_or_group, before, after)
+            _check_value(text, parsed[text].key_or_group, before, after, root)
     try:
-        settings = OmegaConf.merge(OmegaConf.structured(Settings), after)
-    except ValidationError as error:  # a value of config.yaml itself, or an element deeper down
+        settings = OmegaConf.merge(OmegaConf.structured(root.schema), after)
+    except ValidationError as error:  # a value of the root's YAML itself, or an element deeper down
         raise UserError(f"{error.full_key}: {_first_line(error)}") from error
-    _check_bounds(settings)
+    _check_bounds(settings, root)
     OmegaConf.set_struct(settings, True)
     return settings
 
@@ -88,11 +88,11 @@ def _parse(text: str) -> Override:
     return override
 
 
-def _hydra(overrides: list[str]) -> DictConfig:
+def _hydra(root: str, overrides: list[str]) -> DictConfig:
     try:
-        return hydra.compose("config", overrides=overrides)
+        return hydra.compose(root, overrides=overrides)
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"{' '.join(overrides) or 'config.yaml'}: {_first_line(error)}") from error
+        raise UserError(f"{' '.join(overrides) or f'{root}.yaml'}: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -125,13 +125,13 @@ def _check_key(text: str, key: str, config: DictConfig, groups: Mapping[str, lis
         raise UserError(f"{text}: {key} has settings of its own: {', '.join(map(str, node))}")
 
 
-def _check_value(text: str, key: str, before: DictConfig, after: DictConfig) -> None:
+def _check_value(text: str, key: str, before: DictConfig, after: DictConfig, root: Root) -> None:
     """Top-level settings by their declared type; inside a group by the type of the YAML's own value.
 
     A null in a group's YAML stands for a number that the variant chooses itself.
     """
     value, example = _plain(after, key), _plain(before, key)
-    hint = get_type_hints(Settings).get(key)
+    hint = get_type_hints(root.schema).get(key)
     if hint is None:
         hint = float | None if example is None or value is None else type(example)
     if not _fits(value, hint):
@@ -163,14 +163,15 @@ def _in_words(hint: Any) -> str:
     if hint is types.NoneType:
         return "null"
     if get_origin(hint) is list:
-        return f"a list such as [0,1], each {_in_words(get_args(hint)[0])}"
+        (item,) = get_args(hint)
+        return f"a list such as {'[1,2]' if item is int else '[a,b]'}, each {_in_words(item)}"
     if isinstance(hint, type) and issubclass(hint, Enum):
         return f"one of {', '.join(hint.__members__)}"
     return KINDS.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
-def _check_bounds(settings: DictConfig) -> None:
-    for item in fields(Settings):
+def _check_bounds(settings: DictConfig, root: Root) -> None:
+    for item in fields(root.schema):
         least = item.metadata.get("least")
         value = settings[item.name]
         values = list(value) if OmegaConf.is_list(value) else [value]

@@ -9,25 +9,29 @@ import json
 import os
 import shlex
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from harness.benchmarks import BENCHMARKS, Benchmark
+from harness.decoders import DEFAULT
 from harness.errors import UserError
-from harness.journal import UNPARSED
+from harness.journal import UNPARSED, Watched
 from harness.mini.suite import load_index
 from harness.paths import cache_dir, write_text
 from harness.progress import SILENT, Progress
+from harness.video import SAMPLING_RULE
 
-SAMPLES, SCORES, JOURNAL, LOG = "samples.parquet", "scores.json", "journal.jsonl", "lmms_eval.log"
+SAMPLES, VIDEOS, SCORES = "samples.parquet", "videos.parquet", "scores.json"
+JOURNAL, LOG = "journal.jsonl", "lmms_eval.log"
 ROUNDING = 1e-3  # of a score in 0..100: LongVideoBench's task rounds to five decimals of 0..1
 COLUMNS = [
     *("benchmark", "task", "doc_id", "video", "category", "family", "n_options"),
     *("target", "prediction", "correct", "failure", "message", "answer", "seconds"),
 ]
+VIDEO_COLUMNS = [field.name for field in fields(Watched)]
 
 
 @dataclass(frozen=True)
@@ -59,12 +63,19 @@ def evaluate(
     batch_size: int = 32,
     workers: int = 2,
     progress: Progress = SILENT,
+    decoder: str = DEFAULT,
+    answer_tokens: int | None = None,
 ) -> Evaluation:
-    """Score a checkpoint on a suite; writes OUT/samples.parquet and OUT/scores.json. A run cut off goes on.
+    """Score a checkpoint on a suite; writes samples.parquet, videos.parquet and scores.json into OUT.
+
+    A run that was cut off goes on.
 
     Args:
         control: "none", "gate_closed" (no slow tokens) or "other_video" (slow tokens of another video).
-        batch_size: questions per batch. workers: decoding threads.
+        batch_size: questions per batch.
+        workers: threads that decode videos ahead; 0: none, each is decoded when its batch needs it.
+        decoder: a name in `harness.decoders.DECODERS`.
+        answer_tokens: at most so many in an answer; None: as each task says.
 
     Raises UserError for a bad argument, or if OUT holds answers of another run.
     """
@@ -80,12 +91,13 @@ def evaluate(
             journal=out / JOURNAL,
             batch=batch_size,
             workers=workers,
+            decoder=decoder,
             progress=progress,
         )
-        results = run_tasks(model, suite)
+        results = run_tasks(model, suite, answer_tokens)
     samples = _samples(index, results, model.entries)
     evaluation = Evaluation(_scores(results, samples), samples)
-    _write(evaluation, out, frames, control)
+    _write(evaluation, model, out)
     return evaluation
 
 
@@ -96,7 +108,7 @@ def load_evaluation(out: Path) -> Evaluation:
     return Evaluation(json.loads((out / SCORES).read_text())["scores"], pd.read_parquet(out / SAMPLES))
 
 
-def run_tasks(model: Any, suite: Path) -> dict[str, Any]:
+def run_tasks(model: Any, suite: Path, answer_tokens: int | None = None) -> dict[str, Any]:
     """lmms-eval's results of a model (an `lmms` object) on the packaged tasks with a suite's tables.
 
     The environment must be set: see `_environment`.
@@ -116,8 +128,14 @@ def run_tasks(model: Any, suite: Path) -> dict[str, Any]:
         for benchmark in BENCHMARKS.values()
         for task in benchmark.tasks
     ]
-    # No bootstrap: intervals are computed from the samples. One thread: the parsers share `random`.
-    return simple_evaluate(model, tasks=tasks, task_manager=manager, bootstrap_iters=0, process_docs_parallel=1)
+    return simple_evaluate(
+        model,
+        tasks=tasks,
+        task_manager=manager,
+        gen_kwargs=None if answer_tokens is None else f"max_new_tokens={answer_tokens}",
+        bootstrap_iters=0,  # intervals are computed from the samples
+        process_docs_parallel=1,  # the parsers share `random`
+    )
 
 
 def command_line(checkpoint: Path, suite: Path, frames: int, control: str = "none", batch_size: int = 32) -> str:
@@ -226,17 +244,24 @@ def _reported(benchmark: Benchmark, results: dict[str, Any]) -> float:
     return 100 / benchmark.scale * sum(reported) / len(reported)
 
 
-def _write(evaluation: Evaluation, out: Path, frames: int, control: str) -> None:
-    """Samples first: where there is a scores.json, everything is there."""
-    work = out / f".{SAMPLES}"
-    evaluation.samples.to_parquet(work, index=False, compression="zstd")
-    work.replace(out / SAMPLES)
+def _write(evaluation: Evaluation, model: Any, out: Path) -> None:
+    """The tables first: where there is a scores.json, everything is there."""
+    _write_table(out / SAMPLES, evaluation.samples)
+    _write_table(out / VIDEOS, pd.DataFrame([asdict(watched) for watched in model.watched], columns=VIDEO_COLUMNS))
     failed = evaluation.failed[["task", "doc_id", "video", "failure", "message"]]
     summary = {
         "scores": evaluation.scores,
-        "frames": frames,
-        "control": control,
+        "frames": model.frames,
+        "control": model.control,
+        "sampling": SAMPLING_RULE,
+        "decoder": model.decoder_version,
         "n_samples": len(evaluation.samples),
         "failures": failed.to_dict("records"),
     }
     write_text(out / SCORES, json.dumps(summary, indent=2) + "\n")
+
+
+def _write_table(path: Path, table: pd.DataFrame) -> None:
+    work = path.with_name(f".{path.name}")
+    table.to_parquet(work, index=False, compression="zstd")
+    work.replace(path)

@@ -74,7 +74,7 @@ def write_figures(table: pd.DataFrame, by_seed: pd.DataFrame, folder: Path, scal
             "accuracy_vs_frames": accuracy_vs_frames(table, by_seed, scale),
             "accuracy_vs_prefill_flops": accuracy_vs_prefill_flops(table, by_seed, scale),
         }
-        return [path for name, figure in drawn.items() for path in _save(figure, Path(folder) / f"{name}{suffix}")]
+        return [path for name, figure in drawn.items() for path in save(figure, Path(folder) / f"{name}{suffix}")]
 
 
 def accuracy_vs_frames(table: pd.DataFrame, by_seed: pd.DataFrame, scale: str) -> Figure:
@@ -145,7 +145,7 @@ def write_curves(table: pd.DataFrame, by_seed: pd.DataFrame, stem: Path, scale: 
             title=_hollow(by_seed),
             title_fontsize=7,
         )
-        return _save(figure, Path(stem))
+        return save(figure, Path(stem))
 
 
 def _series(axes: Axes, x: pd.Series, group: pd.DataFrame, style: Style, name: str) -> None:
@@ -241,7 +241,8 @@ def _style(name: str, measured: pd.DataFrame) -> Style:
     return FURTHER[further.index(name) % len(FURTHER)]
 
 
-def _save(figure: Figure, stem: Path) -> list[Path]:
+def save(figure: Figure, stem: Path) -> list[Path]:
+    """Write a figure as `stem`.svg and .png; returns the two."""
     FigureCanvasAgg(figure)
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})

@@ -1,4 +1,5 @@
-"""A journal of answers that survives `kill -9`: one JSON line per question, appended batch by batch.
+"""A journal of answers that survives `kill -9`: one JSON line per question, appended batch by batch,
+and one for each video that a batch needed.
 
 The first line says what the answers depend on (checkpoint, frames, prompts, ...), so that a journal is only
 continued by the run that it belongs to. A line that was cut off in the middle is dropped and answered again.
@@ -14,9 +15,11 @@ from harness.errors import UserError
 
 UNPARSED = "unparsed"  # an answer without an offered option's letter: the model's mistake, not a failure
 EMPTY_ANSWER = "empty answer"
+WATCHED = "watched"  # the key of a line about a video
 
 SCORING = (
-    *(f"harness.{name}" for name in ("evaluate", "journal", "lmms_plugin", "lmms_requests", "video", "benchmarks")),
+    *(f"harness.{name}" for name in ("evaluate", "journal", "lmms_plugin", "lmms_requests", "benchmarks")),
+    *(f"harness.{name}" for name in ("video", "packets", "decoders")),
     "architectures",
 )
 """Modules and packages whose code shapes answers and scores."""
@@ -53,12 +56,33 @@ class Entry:
         return self.task, self.doc_id
 
 
+@dataclass(frozen=True)
+class Watched:
+    """One video as it was read, the last time.
+
+    Attributes:
+        video: its path, relative to HF_HOME where the tasks keep it there.
+        decoder, reading, why, total, indices, seconds: as in `harness.video.Decoded`; empty where that failed.
+        failure: the kind of the `harness.video.VideoError`, or "".
+    """
+
+    video: str
+    decoder: str = ""
+    reading: str = ""
+    why: str = ""
+    total: int = 0
+    indices: tuple[int, ...] = ()
+    seconds: float = 0.0
+    failure: str = ""
+
+
 @dataclass
 class Journal:
-    """Answers by question, in memory and, if there is a `path`, on disk."""
+    """Answers by question and videos by name, in memory and, if there is a `path`, on disk."""
 
     path: Path | None = None
     entries: dict[Key, Entry] = field(default_factory=dict)
+    watched: dict[str, Watched] = field(default_factory=dict)
 
     @classmethod
     def resume(cls, path: str | Path | None, belongs_to: Mapping[str, str | int]) -> "Journal":
@@ -76,19 +100,32 @@ class Journal:
             return cls(path)
         records = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
         _check_header(path, records[0], belongs_to)
-        entries = [_entry(path, number, record) for number, record in enumerate(records[1:], start=2)]
-        return cls(path, {entry.key: entry for entry in entries})
+        read = [_entry_or_video(path, number, record) for number, record in enumerate(records[1:], start=2)]
+        journal = cls(path)
+        journal._take(read)
+        return journal
 
-    def append(self, entries: Iterable[Entry]) -> None:
-        """Add the answers of one batch; once this returns, the death of the process does not lose them."""
-        entries = list(entries)
+    def append(self, entries: Iterable[Entry], watched: Iterable[Watched] = ()) -> None:
+        """Add the answers of one batch, and the videos they are about.
+
+        Once this returns, the death of the process does not lose them. The videos come first: what is answered
+        was watched.
+        """
+        new: list[Entry | Watched] = [*watched, *entries]
         if self.path is not None:
-            _append(self.path, [asdict(entry) for entry in entries])
-        self.entries.update({entry.key: entry for entry in entries})
+            _append(self.path, [{WATCHED: asdict(e)} if isinstance(e, Watched) else asdict(e) for e in new])
+        self._take(new)
 
     def has(self, keys: Iterable[Key]) -> bool:
         """Whether every one of these questions is answered."""
         return all(key in self.entries for key in keys)
+
+    def _take(self, new: Iterable[Entry | Watched]) -> None:
+        for item in new:
+            if isinstance(item, Watched):
+                self.watched[item.video] = item
+            else:
+                self.entries[item.key] = item
 
 
 def _append(path: Path, records: list[dict]) -> None:
@@ -130,8 +167,10 @@ def _check_header(path: Path, record: dict, belongs_to: Mapping[str, str | int])
             )
 
 
-def _entry(path: Path, number: int, record: dict) -> Entry:
+def _entry_or_video(path: Path, number: int, record: dict) -> Entry | Watched:
     try:
+        if WATCHED in record:
+            return Watched(**{**record[WATCHED], "indices": tuple(record[WATCHED]["indices"])})
         return Entry(**record)
-    except TypeError as error:  # fields are missing, or strange ones there
+    except (TypeError, KeyError) as error:  # fields are missing, or strange ones there
         raise UserError(f"{path}, line {number} is no journal entry; delete the file to start over") from error

@@ -12,6 +12,7 @@ at random, and MVBench's would drop an empty answer from the denominator.
 """
 
 import hashlib
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -22,8 +23,10 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
+from harness.decoders import DEFAULT as DEFAULT_DECODER
+from harness.decoders import find_decoder
 from harness.errors import UserError
-from harness.journal import EMPTY_ANSWER, SCORING, UNPARSED, Entry, Journal, Key
+from harness.journal import EMPTY_ANSWER, SCORING, UNPARSED, Entry, Journal, Key, Watched
 from harness.lmms_requests import (
     Question,
     cut,
@@ -37,11 +40,13 @@ from harness.progress import Display, Progress
 from harness.provenance import library_versions
 from harness.settings import Control
 from harness.stages import code_hash
-from harness.video import MISSING, SAMPLING_RULE, Decoded, VideoError, decode_ahead
+from harness.video import MISSING, SAMPLING_RULE, Decoded, VideoError, decode_ahead, decode_each
 
 MODEL_ID = "slowfast_mllm"
 CONTROLS = tuple(control.value for control in Control)
 DEFAULT_BATCH = 32
+VIDEOS_AHEAD = 4  # for each thread, at most: they wait in memory
+LEAST = {"workers": 0}  # of the numbers among the arguments; the others' is 1
 Videos = dict[Path, Decoded | VideoError]
 
 
@@ -65,7 +70,8 @@ class SlowFastMLLM(lmms):
         journal: file that keeps the answers; a run with the same arguments continues it.
         batch: questions per batch, at most. lmms-eval's own `batch_size` does the same, but its command line
             always sends one, 1 by default, so 1 there means that nothing was chosen (32).
-        workers: decoding threads.
+        workers: threads that decode videos ahead of the model; 0: none, each is decoded when its batch needs it.
+        decoder: a name in `harness.decoders.DECODERS`.
         device: torch device; default: the first GPU, or the CPU.
         progress: where progress is reported; default: bars of its own on stderr.
 
@@ -82,6 +88,7 @@ class SlowFastMLLM(lmms):
         journal: str | Path | None = None,
         batch: int | None = None,
         workers: int = 2,
+        decoder: str = DEFAULT_DECODER,
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -91,13 +98,15 @@ class SlowFastMLLM(lmms):
         super().__init__()
         _check_arguments(unknown, control, frames=frames, batch=batch, workers=workers)
         self.checkpoint = _checkpoint(pretrained)
-        self.frames, self.control, self.workers = frames, control, workers
+        self.frames, self.control, self.workers, self.decoder = frames, control, workers, decoder
+        self.decoder_version = find_decoder(decoder).version()
         self.journal_path = None if journal is None else Path(journal)
         self.batch = batch or _lmms_eval_batch(batch_size)
         self.progress = progress
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model, self.processor = _load(self.checkpoint, self.device, control)
         self.entries: dict[Key, Entry] = {}
+        self.watched: list[Watched] = []
         self.from_command_line = False
 
     @classmethod
@@ -143,9 +152,11 @@ class SlowFastMLLM(lmms):
         done = len(questions) - sum(map(len, pending))
         with progress.bar("answer", total=len(questions), done=done) as bar:
             for batch, videos in self._with_videos(pending):
-                journal.append(self._answer(batch, videos))
+                watched = [_watched(path, video) for path, video in videos.items()]
+                journal.append(self._answer(batch, videos), watched)
                 bar.advance(len(batch))
         self.entries = {key: journal.entries[key] for key in questions}
+        self.watched = sorted(journal.watched.values(), key=lambda watched: watched.video)
         _report_failures(self.entries.values(), progress)
         return [_text_to_score(self.entries[key_of(request)]) for request in requests]
 
@@ -163,6 +174,7 @@ class SlowFastMLLM(lmms):
             "checkpoint": hash_checkpoint(self.checkpoint),
             "frames": self.frames,
             "sampling": SAMPLING_RULE,
+            "decoder": self.decoder_version,
             "control": self.control,
             "batch": self.batch,
             "code": code_hash(SCORING),
@@ -172,10 +184,14 @@ class SlowFastMLLM(lmms):
         }
 
     def _with_videos(self, batches: list[list[Question]]) -> Iterator[tuple[list[Question], Videos]]:
-        """Each batch with its decoded videos, the next ones being decoded meanwhile."""
+        """Each batch with its decoded videos, the next ones being decoded meanwhile if there are `workers`."""
         needed = [videos_of(batch) for batch in batches]
         paths = (path for videos in needed for path in videos)
-        stream = decode_ahead(paths, self.frames, self.workers, ahead=4 * self.workers)
+        if self.workers:
+            ahead = VIDEOS_AHEAD * self.workers
+            stream = decode_ahead(paths, self.frames, self.workers, ahead, self.decoder)
+        else:
+            stream = decode_each(paths, self.frames, self.decoder)
         for batch, videos in zip(batches, needed, strict=True):
             yield batch, {path: next(stream) for path in videos}
 
@@ -231,13 +247,14 @@ def hash_checkpoint(folder: Path) -> str:
 
 def _check_arguments(unknown: dict[str, Any], control: str, **counts: int | None) -> None:
     if unknown:
-        known = "pretrained, frames, control, journal, batch, workers, device"
+        known = "pretrained, frames, control, journal, batch, workers, decoder, device"
         raise UserError(f"unknown model argument {next(iter(unknown))!r}: use one of {known}")
     if control not in CONTROLS:
         raise UserError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
     for name, value in counts.items():
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise UserError(f"model argument {name}={value!r}: give a whole number of at least 1")
+        least = LEAST.get(name, 1)
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
+            raise UserError(f"model argument {name}={value!r}: give a whole number of at least {least}")
 
 
 def _lmms_eval_batch(batch_size: int | str | None) -> int:
@@ -277,6 +294,23 @@ def _error_of(question: Question, videos: Videos) -> VideoError | None:
     if question.path is None:
         return VideoError(question.problem, kind=MISSING)
     return next((videos[path] for path in question.videos if isinstance(videos[path], VideoError)), None)
+
+
+def _watched(path: Path, video: Decoded | VideoError) -> Watched:
+    """What is kept of how a video was read."""
+    home = Path(os.environ.get("HF_HOME", "/")).resolve()
+    name = str(path.resolve().relative_to(home)) if path.resolve().is_relative_to(home) else str(path)
+    if isinstance(video, VideoError):
+        return Watched(name, failure=video.kind)
+    return Watched(
+        video=name,
+        decoder=video.decoder,
+        reading=video.reading,
+        why=video.why,
+        total=video.total,
+        indices=tuple(video.indices_T.tolist()),
+        seconds=round(video.seconds, 6),
+    )
 
 
 def _entry(question: Question, answer: str | None, error: VideoError | None, seconds: float) -> Entry:

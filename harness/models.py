@@ -12,6 +12,9 @@ from architectures.projectors import expect_token_left, pool_grid
 from architectures.selectors import SELECTORS
 from harness.errors import UserError
 
+HEADS = ("num_attention_heads", "num_key_value_heads")
+SIZES = ("hidden_size", "num_hidden_layers", *HEADS, "intermediate_size", "vocab_size")  # of a decoder
+
 
 def plain(config: DictConfig) -> dict[str, Any]:
     """A group's settings as plain data."""
@@ -42,6 +45,7 @@ def model_config(settings: DictConfig, tokenizer: PreTrainedTokenizerBase | None
     a UserError of one sentence; whether the whole can be, `check_variant` says.
     """
     decoder = plain(settings.scale.decoder)
+    expect_sizes(decoder)
     decoder["rope_parameters"] = {"rope_type": "default", "rope_theta": decoder.pop("rope_theta")}
     special: dict[str, Any] = {}
     if tokenizer is not None:
@@ -64,6 +68,22 @@ def model_config(settings: DictConfig, tokenizer: PreTrainedTokenizerBase | None
         )
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def expect_sizes(decoder: dict[str, Any]) -> None:
+    """UserError for sizes that no decoder can have."""
+    for name in SIZES:
+        if decoder.get(name, 1) < 1:
+            raise UserError(f"scale.decoder.{name}={decoder[name]}: it is at least 1")
+    heads = decoder.get("num_attention_heads", 1)
+    for name, number, parts, whose in (
+        ("num_attention_heads", heads, decoder.get("num_key_value_heads", heads), "key and value"),
+        ("hidden_size", decoder.get("hidden_size", heads), 1 if "head_dim" in decoder else heads, "attention"),
+    ):
+        if number % parts:
+            raise UserError(
+                f"scale.decoder.{name}={number}: it must be a multiple of {parts}, the number of {whose} heads"
+            )
 
 
 def check_variant(settings: DictConfig, frames: int) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import platformdirs
 
+from harness.errors import UserError
+
 CACHE_VARIABLE = "SLOWFAST_HARNESS_CACHE"
 
 
@@ -55,3 +57,17 @@ def write_text(path: Path, text: str) -> None:
         work.replace(path)
     finally:
         work.unlink(missing_ok=True)
+
+
+def expect_writable(file: Path) -> None:
+    """UserError unless a file of that name can be written; makes its folder. Before minutes of work, not after them."""
+    if file.is_dir():
+        raise UserError(f"output={file}: it is a folder; name a CSV file in it")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=file.parent).close()
+    except OSError as error:
+        raise UserError(
+            f"nothing can be written to the folder {file.parent} ({error.strerror}); name another by output= or "
+            "results_dir="
+        ) from error

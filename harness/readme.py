@@ -12,9 +12,14 @@ from architectures import zoo
 from harness.benchmarks import BENCHMARKS
 from harness.mini.schema import EGOSCHEMA_FAMILIES, FAMILY_OF
 from harness.paths import write_text
+from harness.profilers import headline
 from harness.report import SCORES
 
 README, ZOO = Path("README.md"), Path("architectures/README.md")
+NO_GPU = (
+    "This table is owed: no GPU has been at hand yet. `make profile-gpu` on a machine with one writes it, and "
+    "`make readme` puts it here; the same code has been run on a processor only."
+)
 TITLES = {name: benchmark.title for name, benchmark in BENCHMARKS.items()} | {"average": "average"}
 
 
@@ -25,6 +30,12 @@ def blocks(results: Path) -> dict[str, str]:
         "controls": controls_block(pd.read_csv(results / "tables" / "controls_mini.csv")),
         "families": families_block(),
     }
+    profiles = results / "profiles"
+    made["three_percent"] = "\n".join(
+        f"- {line}" for line in headline.sentences(pd.read_csv(profiles / "three_percent_paper.csv"))
+    )
+    made["scaling"] = (profiles / "scaling.md").read_text(encoding="utf-8").strip()
+    made["measured"] = measured_block(profiles)
     rivals = results / "rivals" / "tables" / "main_mini.csv"
     if rivals.is_file():
         made["rivals"] = main_block(pd.read_csv(rivals))
@@ -33,6 +44,12 @@ def blocks(results: Path) -> dict[str, str]:
         if path.is_file():
             made[name] = block(pd.read_csv(path))
     return made
+
+
+def measured_block(profiles: Path) -> str:
+    """What `make profile-gpu` wrote on each GPU that it ran on; or that none has been measured yet."""
+    written = [path.read_text(encoding="utf-8").strip() for path in sorted(profiles.glob("measured_*.md"))]
+    return "\n\n".join(written) or NO_GPU
 
 
 def main_block(table: pd.DataFrame) -> str:

@@ -10,6 +10,7 @@ from harness.paths import write_text
 from harness.plug_and_play import SAMPLES, Point, meanings
 from harness.plug_and_play_report import COLUMNS as STUDY_COLUMNS
 from harness.plug_and_play_report import DIFFERENCES
+from harness.profilers.grid import COLUMNS as PROFILE_COLUMNS
 from harness.report import COLUMNS, SCORES
 from harness.rows import REFERENCE, SAMPLE_COLUMNS, SCHEMA_VERSION, Row
 
@@ -33,6 +34,12 @@ object per (curve, steps, base seed), and what each answered |
 | `tables/plug_and_play_differences_SCALE.csv` | what its curves gained over each other |
 | `figures/*.{svg,png}` | the main table, and the study's curves, drawn |
 | `rivals/` | rows, tables and figures of a run of its own: slow-fast beside self-attention on selected frames |
+| `profiles/profile_SCALE.{csv,md}` | `make profile`: compute of every variant against frames, counted |
+| `profiles/three_percent_SCALE.csv` | the paper's overhead, and what would have to hold for it |
+| `profiles/scaling.csv` | `make scaling`: is cost linear in frames, counted and measured |
+| `profiles/measured_DEVICE.{csv,md}` | `make profile-gpu`: times and memory, measured beside the roofline |
+| `profiles/bench.csv` | `make bench`: this project's own speed |
+| `profiles/figures/` | the profiles drawn |
 | `runs/` | where training and evaluation keep their work; not in git |
 
 Tables and figures of seed 0 have these plain names; those of any other seed N end in `_seedN`, as in
@@ -77,6 +84,8 @@ def text() -> str:
             _table(["column", "meaning"], _documented(STUDY_COLUMNS)),
             "## tables/plug_and_play_differences_SCALE.csv\n",
             _table(["column", "meaning"], _documented(DIFFERENCES)),
+            "## profiles/profile_SCALE.csv\n",
+            _table(["column", "meaning"], _documented(PROFILE_COLUMNS)),
         ]
     )
 

@@ -1,6 +1,8 @@
-"""Every setting of the command line: its type, bounds and meaning; the values are in conf/config.yaml.
+"""Every setting of the command line: its type, bounds and meaning; the values are in conf/.
 
-A new setting is one line here and one there; a new choice of a group is one YAML in the group's folder.
+Verbs that train, evaluate and make tables take `Settings` (conf/config.yaml), profilers `ProfileSettings`
+(conf/profile.yaml), both with the groups of conf/groups.yaml. A new setting is one line here and one there; a new
+choice of a group is one YAML in the group's folder.
 """
 
 from dataclasses import dataclass, field
@@ -26,29 +28,29 @@ def group(meaning: str) -> Any:
     return field(default_factory=dict, metadata={"meaning": meaning, "group": True})
 
 
+class Precision(Enum):
+    """The floating point type of weights and activations."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    float32 = "float32"
+
+
+class Attention(Enum):
+    """What computes attention: torch's choice or one of its kernels, plain matrix products, the flash-attn package."""
+
+    sdpa = "sdpa"
+    flash = "flash"
+    efficient = "efficient"
+    math = "math"
+    cudnn = "cudnn"
+    eager = "eager"
+    flash_attention_2 = "flash_attention_2"
+
+
 @dataclass
-class Settings:
-    """The composed configuration, by name; verbs take it as their one argument."""
-
-    seed: int = setting("of the suite's clips and of training", least=0)
-    base_seeds: list[int] = setting("one base is trained for each", least=0)
-    rows: list[str] = setting("of the table, each ARCHITECTURE@FRAMES")
-    frames: int = setting("frames sampled uniformly from each video", least=1)
-    control: Control = setting("gate_closed, other_video, or none")
-
-    checkpoint: str | None = setting("folder of a saved model")
-    suite: str | None = setting("folder of a suite; null: the one of this seed, generated if need be")
-    batch_size: int = setting("questions answered together", least=1)
-    workers: int = setting("threads that decode videos ahead of the model", least=1)
-
-    benchmark: str = setting("whose sample is looked at")
-    task: str | None = setting("its lmms-eval task, where the benchmark has several; null: the first")
-    sample: int = setting("row in the task's table", least=0)
-
-    jobs: int | None = setting("processes; null: what cores and memory allow; 0: none, for a debugger", least=0)
-    runs_dir: str = setting("where trained and measured things go")
-    results_dir: str = setting("where rows, tables and figures go")
-    output: str | None = setting("file or folder of a verb that writes one; null: a place of its own")
+class Groups:
+    """The groups: what a model consists of, and the sizes of everything."""
 
     scale: dict[str, Any] = group("sizes of everything")
     architecture: dict[str, Any] = group("a row of the table: sets the groups below")
@@ -60,3 +62,60 @@ class Settings:
     fusion: dict[str, Any] = group("how a hybrid layer reads the slow tokens")
     gate: dict[str, Any] = group("how much cross-attention adds")
     scope: dict[str, Any] = group("which tokens cross-attend")
+
+
+@dataclass
+class Settings(Groups):
+    """The composed configuration of a verb that trains, evaluates or reports; verbs take it as their argument."""
+
+    seed: int = setting("of the suite's clips and of training", least=0)
+    base_seeds: list[int] = setting("one base is trained for each", least=0)
+    rows: list[str] = setting("of the table, each ARCHITECTURE@FRAMES")
+    frames: int = setting("frames sampled uniformly from each video", least=1)
+    control: Control = setting("gate_closed, other_video, or none")
+
+    checkpoint: str | None = setting("folder of a saved model")
+    suite: str | None = setting("folder of a suite; null: the one of this seed, generated if need be")
+    batch_size: int = setting("questions answered together", least=1)
+    workers: int = setting("threads that decode videos ahead of the model; 0: none, decoded when needed", least=0)
+
+    benchmark: str = setting("whose sample is looked at")
+    task: str | None = setting("its lmms-eval task, where the benchmark has several; null: the first")
+    sample: int = setting("row in the task's table", least=0)
+
+    jobs: int | None = setting("processes; null: what cores and memory allow; 0: none, for a debugger", least=0)
+    runs_dir: str = setting("where trained and measured things go")
+    results_dir: str = setting("where rows, tables and figures go")
+    output: str | None = setting("file or folder of a verb that writes one; null: a place of its own")
+
+
+@dataclass
+class ProfileSettings(Groups):
+    """The composed configuration of a verb that counts or measures what models cost."""
+
+    architectures: list[str] | None = setting("that are profiled; null: the verb's own choice")
+    frames: list[int] = setting("numbers of frames", least=1)
+    text_tokens: list[int] = setting("numbers of text tokens behind the video", least=1)
+
+    device: str = setting("of measurements: auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+    dtype: Precision = setting("of measured weights and activations")
+    attention: Attention = setting("what computes attention where it is measured")
+    compile: str | None = setting("a backend of torch.compile, such as inductor; null: none")
+    rounds: int = setting("measured rounds, as far as `seconds` allow", least=1)
+    warmup: int = setting("unmeasured rounds before them", least=0)
+    new_tokens: int = setting("decoded tokens that are measured together", least=1)
+    seconds: int = setting("after which no further round begins", least=1)
+
+    results_dir: str = setting("where rows, tables and figures go")
+    output: str | None = setting("CSV file of the rows; null: one in results_dir, with tables and figures")
+
+
+@dataclass(frozen=True)
+class Root:
+    """A YAML in conf/ and the dataclass that describes it."""
+
+    name: str
+    schema: type[Groups]
+
+
+MAIN, PROFILE = Root("config", Settings), Root("profile", ProfileSettings)

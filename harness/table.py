@@ -232,7 +232,7 @@ class Plan:
         first = self.settings.base_seeds[0]
         needs = {f"model{i}": model_name(cell, first) for i, cell in enumerate(self.cells)}
         kwargs = {"frames": [cell.frames for cell in self.cells]}
-        sources = ("architectures", "harness.profilers.latency")
+        sources = ("architectures", "harness.profilers.latency", "harness.profilers.timing")
         return Stage("latency", "harness.table_stages:latency_stage", kwargs, needs, 20, sources)
 
     def pool_ranges(self) -> list[tuple[int, int]]:

@@ -1,45 +1,65 @@
-"""From a video file to the frames that a model sees: PyAV, uniform sampling, decoding ahead of the model.
+"""From a video file to the frames that a model sees: uniform sampling, decoding ahead of the model.
 
-A file is first read without decoding to know how many frames it shows (headers promise more or fewer), then
-decoded once from the start; only the frames asked for are converted and kept, whatever the video's length.
+A file is first read without decoding (`harness.packets`) to know how many frames it shows and where decoding
+can start; then a decoder (`harness.decoders`) gets the frames asked for. Only these are converted and kept: a
+video costs the memory of its sampled frames, and for each of its packets fewer than 140 bytes (the slow test's bound).
 
 Shapes: T sampled frames, H x W pixels, C = 3 colour channels (RGB).
 """
 
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
-from harness.errors import UserError
+from harness.decoders import DEFAULT, find_decoder
+from harness.packets import EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError, read_timeline
+
+__all__ = [
+    "EMPTY",
+    "MISSING",
+    "SAMPLING_RULE",
+    "TRUNCATED",
+    "UNREADABLE",
+    "Decoded",
+    "VideoError",
+    "count_frames",
+    "decode_ahead",
+    "decode_each",
+    "read_frames",
+    "uniform_indices",
+]
 
 SAMPLING_RULE = "round(linspace(0, n - 1, frames)) over the n frames of the file, both ends included"
-RGB = 3
-
-
-MISSING, EMPTY, UNREADABLE, TRUNCATED = "missing video", "empty video", "unreadable video", "truncated video"
-
-
-class VideoError(UserError):
-    """A file that cannot be read as a video: its path and the reason, in a sentence, and the `kind` of it."""
-
-    def __init__(self, sentence: str, kind: str = UNREADABLE) -> None:
-        super().__init__(sentence)
-        self.kind = kind
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """Sampled frames_THWC (uint8 RGB), their times_T (0: first, 1: last frame of the file) and indices_T."""
+    """Sampled frames and where they came from.
+
+    Attributes:
+        frames_THWC: uint8 RGB.
+        times_T: 0 at the first, 1 at the last frame of the file.
+        indices_T: their numbers among the file's `total` frames.
+        decoder: its name and versions.
+        reading: "seek", or "through": all frames up to the last sampled one were decoded; then `why`.
+        seconds: wall time of reading and decoding.
+    """
 
     frames_THWC: np.ndarray
     times_T: np.ndarray
     indices_T: np.ndarray
+    total: int
+    decoder: str
+    reading: str
+    why: str
+    seconds: float
 
 
 def uniform_indices(total: int, frames: int) -> np.ndarray:
@@ -52,24 +72,42 @@ def uniform_indices(total: int, frames: int) -> np.ndarray:
     return np.linspace(0, total - 1, frames).round().astype(np.int64)
 
 
-def read_frames(path: str | Path, frames: int) -> Decoded:
+def read_frames(path: str | Path, frames: int, decoder: str = DEFAULT, threads: int = 1, seek: bool = True) -> Decoded:
     """Decode `frames` frames of a video, sampled by SAMPLING_RULE.
 
+    Args:
+        decoder: a name in `harness.decoders.DECODERS`.
+        threads: of the decoder for this one video; 1 where several are decoded side by side.
+        seek: False: decode from the start, the slow truth. The frames are the same.
+
     Raises VideoError, naming the path and the reason, for a file that is missing, empty, not a video, or
-    truncated (fewer frames can be decoded than the container promises).
+    truncated (fewer frames than the container promises, or a packet cut short: all packets are looked at).
+    Pixels are checked only as far as they are decoded: damage between two sampled frames that a jump passes
+    over stays unseen, and with `seek` False is an error wherever the decoder notices it.
     """
-    path = Path(path)
+    started = time.perf_counter()
+    path, library = Path(path), find_decoder(decoder)
     if not path.is_file():
         raise VideoError(f"{path}: there is no such video file; restore it or rebuild the suite", MISSING)
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the video file is empty (0 bytes); restore it or rebuild the suite", EMPTY)
     try:
-        indices_T = uniform_indices(count_frames(path), frames)
+        timeline = read_timeline(path)
+        indices_T = uniform_indices(timeline.total, frames)
         wanted, row_T = np.unique(indices_T, return_inverse=True)
-        times_T = (indices_T / max(int(indices_T[-1]), 1)).astype(np.float32)
-        return Decoded(_decode(path, wanted)[row_T], times_T, indices_T)
+        clip = library.decode(path, timeline, wanted, threads, seek)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: not a readable video, or truncated ({error.strerror}); restore it") from error
+    return Decoded(
+        frames_THWC=clip.frames_WHWC if len(wanted) == frames else clip.frames_WHWC[row_T],
+        times_T=(indices_T / max(int(indices_T[-1]), 1)).astype(np.float32),
+        indices_T=indices_T,
+        total=timeline.total,
+        decoder=clip.decoder,
+        reading=clip.reading,
+        why=clip.why,
+        seconds=time.perf_counter() - started,
+    )
 
 
 def count_frames(path: Path) -> int:
@@ -77,29 +115,23 @@ def count_frames(path: Path) -> int:
 
     Raises VideoError if it holds fewer than its header promises, or a packet that was cut short.
     """
-    with av.open(str(path)) as container:
-        stream = _video_stream(container, path)
-        promised = stream.frames  # 0 where the format does not say
-        packets = whole = shown = 0
-        for packet in container.demux(stream):
-            if packet.size:
-                packets += 1
-                whole += not packet.is_corrupt
-                shown += not packet.is_discard  # an edit list may hide some
-    if whole < max(promised, packets):
-        raise _truncated(path, whole, max(promised, packets))
-    if not shown:
-        raise VideoError(f"{path}: the video stream has no frames; restore the file")
-    return shown
+    return read_timeline(path).total
+
+
+def decode_each(paths: Iterable[str | Path], frames: int, decoder: str = DEFAULT) -> Iterator[Decoded | VideoError]:
+    """Yield `read_frames` of each path in order, each decoded when it is asked for: no threads.
+
+    A video that cannot be read yields its VideoError instead of raising it, so that the others are not lost.
+    """
+    return map(partial(_frames_or_error, frames=frames, decoder=decoder), paths)
 
 
 def decode_ahead(
-    paths: Iterable[str | Path], frames: int, workers: int = 2, ahead: int = 16
+    paths: Iterable[str | Path], frames: int, workers: int = 2, ahead: int = 16, decoder: str = DEFAULT
 ) -> Iterator[Decoded | VideoError]:
-    """Yield `read_frames` of each path in order, decoded in `workers` threads while the caller works.
+    """As `decode_each`, but decoded in `workers` threads while the caller works.
 
-    At most `ahead` videos wait for the caller. A video that cannot be read yields its VideoError instead of
-    raising it, so that the others are not lost.
+    At most `ahead` videos wait for the caller.
     """
     if workers < 1 or ahead < 1:
         raise ValueError(f"decode_ahead needs workers and ahead of at least 1, not {workers} and {ahead}")
@@ -107,7 +139,7 @@ def decode_ahead(
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for path in paths:
-                waiting.append(pool.submit(_frames_or_error, path, frames))
+                waiting.append(pool.submit(_frames_or_error, path, frames, decoder))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -117,50 +149,8 @@ def decode_ahead(
                 future.cancel()
 
 
-def _frames_or_error(path: str | Path, frames: int) -> Decoded | VideoError:
+def _frames_or_error(path: str | Path, frames: int, decoder: str) -> Decoded | VideoError:
     try:
-        return read_frames(path, frames)
+        return read_frames(path, frames, decoder)
     except VideoError as error:
         return error
-
-
-def _decode(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """The frames at the ascending indices `wanted`: uint8 RGB frames_THWC; stops after the last of them."""
-    frames_THWC = None
-    index, found = -1, 0
-    to_rgb = VideoReformatter()  # one for all frames: PyAV would set up a new conversion for each
-    with av.open(str(path)) as container:
-        stream = _video_stream(container, path)
-        stream.thread_count = 1  # the parallelism is over videos
-        for index, frame in enumerate(container.decode(stream)):
-            if index < wanted[found]:
-                continue
-            if frame.is_corrupt:
-                raise VideoError(f"{path}: frame {index} is damaged; restore the file")
-            image_HWC = _image(to_rgb.reformat(frame, stream.width, stream.height, "rgb24"))
-            if frames_THWC is None:
-                frames_THWC = np.empty((len(wanted), *image_HWC.shape), np.uint8)
-            frames_THWC[found] = image_HWC
-            found += 1
-            if found == len(wanted):
-                return frames_THWC
-    raise _truncated(path, index + 1, int(wanted[-1]) + 1)
-
-
-def _image(frame: av.VideoFrame) -> np.ndarray:
-    """An RGB frame's pixels as a view (H, W, C), without the padding at the end of its lines."""
-    plane = frame.planes[0]
-    lines = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
-    return lines[: frame.height, : frame.width * RGB].reshape(frame.height, frame.width, RGB)
-
-
-def _video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
-    if not container.streams.video:
-        raise VideoError(f"{path}: the file has no video stream; restore it")
-    return container.streams.video[0]
-
-
-def _truncated(path: Path, decodable: int, promised: int) -> VideoError:
-    return VideoError(
-        f"{path}: truncated, only {decodable} of {promised} frames can be decoded; restore the file", TRUNCATED
-    )

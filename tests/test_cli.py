@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from harness import cli
 from harness.compose import CONF, closest_first, compose, group_choices
 from harness.errors import TooManyFailures, UserError
-from harness.settings import Control, Settings
+from harness.settings import MAIN, PROFILE, Control, Groups, Root
 from harness.stages import find_function
 
 
@@ -38,13 +38,24 @@ def test_settings_compose_with_their_types(conf: Path) -> None:
     assert compose([], conf).jobs is None
 
 
-def test_every_setting_has_a_shipped_value_and_every_choice_composes() -> None:
-    settings = compose([])
+@pytest.mark.parametrize("root", [MAIN, PROFILE], ids=lambda root: root.name)
+def test_every_setting_has_a_shipped_value_and_every_choice_composes(root: Root) -> None:
+    settings = compose([], root=root)
     assert not OmegaConf.missing_keys(settings)
-    assert set(settings) == {item.name for item in fields(Settings)}
+    assert set(settings) == {item.name for item in fields(root.schema)}
+    assert set(group_choices()) == {item.name for item in fields(Groups)}
     for group, names in group_choices().items():
         for name in names:
-            assert compose([f"{group}={name}"]) is not None
+            assert compose([f"{group}={name}"], root=root)[group].name
+
+
+def test_profilers_have_settings_of_their_own() -> None:
+    settings = compose(["frames=[16,128]", "architectures=[slow_fast]", "gate=static_tanh"], root=PROFILE)
+    assert (list(settings.frames), settings.gate.name, settings.scale.name) == ([16, 128], "static_tanh", "paper")
+    with pytest.raises(UserError, match=r"frames=16: frames takes a list such as \[1,2\], each a whole number, not 16"):
+        compose(["frames=16"], root=PROFILE)
+    with pytest.raises(UserError, match="there is no setting 'base_seeds'"):
+        compose(["base_seeds=[0]"], root=PROFILE)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +78,7 @@ def test_every_setting_has_a_shipped_value_and_every_choice_composes() -> None:
         ("frames=0", "frames=0: frames is at least 1"),
         ("jobs=many", "jobs=many: jobs takes a whole number or null, not 'many'"),
         ("runs_dir=[a]", "runs_dir=[a]: runs_dir takes a text, not ['a']"),
-        ("base_seeds=2", "base_seeds takes a list such as [0,1], each a whole number, not 2"),
+        ("base_seeds=2", "base_seeds takes a list such as [1,2], each a whole number, not 2"),
         ("base_seeds=[1,1]", "base_seeds=[1, 1]: give at least one, each only once"),
         ("base_seeds=[]", "base_seeds=[]: give at least one, each only once"),
         ("rows=[]", "rows=[]: give at least one, each only once"),
@@ -119,7 +130,8 @@ def test_help_lists_every_verb_setting_and_choice(capsys: pytest.CaptureFixture[
     assert cli.main([]) == 0
     said = capsys.readouterr().out
     words = {line.split()[0] for line in said.splitlines() if line.startswith("  ")}
-    assert set(cli.VERBS) | {item.name for item in fields(Settings) if "group" not in item.metadata} <= words
+    for root in (MAIN, PROFILE):
+        assert set(cli.VERBS) | {item.name for item in fields(root.schema) if "group" not in item.metadata} <= words
     assert set(group_choices()) <= words
     for arguments in (
         ["suite", "seed=5", "--config"],

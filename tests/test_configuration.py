@@ -92,6 +92,12 @@ def test_a_pooling_leaves_a_token() -> None:
         (["slow_tokens=pooled", "slow_tokens.pooling=99"], "slow_tokens.pooling is 99, but a frame is 2 x 2 tokens"),
         (["slow_tokens=pooled", "slow_tokens.pooling=0"], "slow_pooling is 0, must be at least 1"),
         (["slow_tokens=budget", "slow_tokens.frames=0"], "slow_frames is 0, must be at least 1"),
+        (["scale.decoder.num_hidden_layers=0"], "^scale.decoder.num_hidden_layers=0: it is at least 1$"),
+        (["scale.decoder.num_attention_heads=5"], "=5: it must be a multiple of 2, the number of key and "),
+        (
+            ["scale.decoder.hidden_size=66"],
+            "hidden_size=66: it must be a multiple of 4, the number of attention heads$",
+        ),
     ],
 )
 def test_the_harness_says_the_same(overrides: list[str], complaint: str) -> None:

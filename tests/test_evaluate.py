@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import av
 import pandas as pd
 import pytest
 from tiny import small_suite, tiny_checkpoint
@@ -19,6 +20,7 @@ from harness.journal import UNPARSED
 from harness.lmms_plugin import SlowFastMLLM
 from harness.mini.suite import load_index
 from harness.rows import SAMPLE_COLUMNS
+from harness.video import SAMPLING_RULE, uniform_indices
 
 FRAMES = 8
 ANSWERED = ["task", "doc_id", "prediction", "correct", "failure", "answer"]
@@ -84,11 +86,30 @@ def test_scores_are_the_benchmarks_own_averages(done: tuple[Path, Evaluation]) -
 def test_what_is_written(done: tuple[Path, Evaluation]) -> None:
     out, evaluation = done
     assert sorted(path.name for path in out.iterdir()) == [
-        *("journal.jsonl", "lmms_eval.log", "samples.parquet", "scores.json")
+        *("journal.jsonl", "lmms_eval.log", "samples.parquet", "scores.json", "videos.parquet")
     ]
     again = load_evaluation(out)
     assert again.scores == evaluation.scores
     pd.testing.assert_frame_equal(again.samples, evaluation.samples)
+
+
+def test_how_each_video_was_read_is_recorded(done: tuple[Path, Evaluation]) -> None:
+    out, evaluation = done
+    videos = pd.read_parquet(out / "videos.parquet").set_index("video")
+    assert sorted(videos.index) == sorted(evaluation.samples["video"].unique())
+    assert (videos["total"] == 128).all()
+    expected = uniform_indices(128, FRAMES).tolist()
+    assert all(indices.tolist() == expected for indices in videos["indices"])
+    version = f"pyav {av.__version__} (FFmpeg {av.ffmpeg_version_info})"
+    assert set(videos["decoder"]) == {version}
+    assert set(videos["reading"]) <= {"seek", "through"}
+    assert (videos["seconds"] > 0).all()
+    assert (videos["failure"] == "").all()
+    scores = json.loads((out / "scores.json").read_text())
+    assert scores["decoder"] == version
+    assert scores["sampling"] == SAMPLING_RULE
+    header = json.loads((out / "journal.jsonl").read_text().splitlines()[0])["journal_of"]
+    assert (header["decoder"], header["sampling"]) == (version, SAMPLING_RULE)
 
 
 def test_environment_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,8 +142,8 @@ from harness.journal import Journal
 
 append, batches = Journal.append, []
 
-def append_and_die(self, entries):
-    append(self, entries)
+def append_and_die(self, entries, watched):
+    append(self, entries, watched)
     batches.append(1)
     if len(batches) == 5:
         with self.path.open("ab") as file:
@@ -141,13 +162,16 @@ def test_kill_9_loses_nothing_that_was_answered(done: tuple[Path, Evaluation], t
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "scores.json").exists()
     lines = (tmp_path / "journal.jsonl").read_text().splitlines()
-    kept = {(entry["task"], entry["doc_id"]) for entry in map(json.loads, lines[1:-1])}
+    records = [json.loads(line) for line in lines[1:-1]]
+    kept = {(entry["task"], entry["doc_id"]) for entry in records if "watched" not in entry}
     assert len(kept) > 20
     evaluation = run(tmp_path)
     everything = set(zip(evaluation.samples["task"], evaluation.samples["doc_id"], strict=True))
     assert set(asked) == everything - kept
     assert evaluation.scores == done[1].scores
     pd.testing.assert_frame_equal(evaluation.samples[ANSWERED], done[1].samples[ANSWERED])
+    videos = [pd.read_parquet(out / "videos.parquet").drop(columns="seconds") for out in (tmp_path, done[0])]
+    pd.testing.assert_frame_equal(*videos)  # those watched before the kill, too
 
 
 @pytest.fixture
@@ -180,6 +204,9 @@ def test_broken_videos_are_counted_named_and_wrong(done: tuple[Path, Evaluation]
     intact = ~samples.index.isin(videos.index)
     pd.testing.assert_frame_equal(samples.loc[intact, ANSWERED], whole.loc[intact, ANSWERED])
     assert len(evaluation.failed) == len(videos) + (samples["failure"] == "empty answer").sum()
+    watched = pd.read_parquet(tmp_path / "out" / "videos.parquet").set_index("video")
+    assert watched["failure"].value_counts()[["", "unreadable video", "empty video"]].tolist() == [49, 5, 5]
+    assert (watched["total"] == 0).equals(watched["failure"] != "")  # a missing one may never have been opened
     written = json.loads((tmp_path / "out" / "scores.json").read_text())["failures"]
     assert {entry["video"] for entry in written} >= set(videos["video"])
     for name, score in evaluation.scores.items():  # 0 for what failed, in the full denominator
@@ -196,6 +223,7 @@ def test_unparsed_answers_are_no_failures(done: tuple[Path, Evaluation]) -> None
     assert len(evaluation.failed) == kinds["empty answer"]
 
 
+@pytest.mark.slow
 def test_lmms_evals_command_line_gives_the_same_numbers(done: tuple[Path, Evaluation], tmp_path: Path) -> None:
     """The very command that the harness prints, in a shell, with files to read the numbers from."""
     command = command_line(tiny_checkpoint(), small_suite(), FRAMES)

@@ -18,6 +18,7 @@ from lmms_eval.utils import load_yaml_config
 from tiny import small_suite, tiny_checkpoint
 
 from architectures import SlowFastForConditionalGeneration, SlowFastProcessor
+from harness import video
 from harness.benchmarks import BENCHMARKS, LETTERS, benchmark_of_task
 from harness.errors import UserError
 from harness.evaluate import is_correct
@@ -75,8 +76,8 @@ def tiny_model() -> tuple[SlowFastForConditionalGeneration, SlowFastProcessor]:
 def asked_alone(question: Question, slow: Path | None = None) -> str:
     """The model's answer to one question by `generate`: no batch, no padding, no shared features."""
     model, processor = tiny_model()
-    video = read_frames(question.path, FRAMES)
-    inputs = dict(processor(text=[question.prompt], videos=[video.frames_THWC], times=[video.times_T]))
+    seen = read_frames(question.path, FRAMES)
+    inputs = dict(processor(text=[question.prompt], videos=[seen.frames_THWC], times=[seen.times_T]))
     if slow is not None:
         other = read_frames(slow, FRAMES)
         shown = processor.watchable([other.frames_THWC], [other.times_T])["frames"]
@@ -102,6 +103,19 @@ def test_batches_answer_as_single_questions_do() -> None:
     for request, text in zip(requests, texts, strict=True):
         entry = model.entries[request.args[4], request.args[3]]
         assert text == (entry.letter if entry.failure else entry.answer)
+
+
+def test_without_workers_a_video_is_decoded_when_its_batch_needs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = plugin(batch=3, workers=0)
+    order = []
+    monkeypatch.setattr(video, "read_frames", lambda *args, **kw: order.append("decode") or read_frames(*args, **kw))
+    generate = model._generate
+    monkeypatch.setattr(model, "_generate", lambda *args: order.append("answer") or generate(*args))
+    serial = answers(model)
+    assert order == ["decode", "answer"] * 8  # 24 questions about 8 videos
+    monkeypatch.undo()
+    assert serial == answers(plugin(batch=3, workers=2))
+    assert [watched.total for watched in model.watched] == [128] * 8
 
 
 def test_each_video_of_a_batch_is_encoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,6 +191,8 @@ def test_a_control_needs_a_slow_path(control: str) -> None:
         ),
         ({"frames": "many"}, "frames='many': give a whole number"),
         ({"frames": 0}, "frames=0: give a whole number"),
+        ({"workers": -1}, "workers=-1: give a whole number of at least 0"),
+        ({"decoder": "decord"}, "unknown decoder 'decord': use one of pyav, torchcodec"),
         ({"frames": True}, "frames=True: give a whole number"),
         ({"frame": 16}, "unknown model argument 'frame': use one of pretrained, frames"),
         ({"batch_size": "many"}, "batch size 'many'"),

@@ -1,5 +1,7 @@
 """Adaptive pooling: whatever comes in, the same number of fast frames goes out."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -14,6 +16,8 @@ class AdaptiveAverage(Compressor):
     Windows may overlap by one frame, row or column; what is smaller already stays. PLLaVA (arXiv 2404.16994)
     pools time and space so.
     """
+
+    budgets: ClassVar = {"fixed": {}}
 
     def __init__(self, fast_frames: int = 16, grid: int | None = None):
         super().__init__()

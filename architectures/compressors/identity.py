@@ -1,5 +1,7 @@
 """No compression: every token is a fast token (the self-attention baseline)."""
 
+from typing import ClassVar
+
 import torch
 
 from architectures.compressors.base import COMPRESSORS, Compressor
@@ -8,6 +10,8 @@ from architectures.compressors.base import COMPRESSORS, Compressor
 @COMPRESSORS.register("identity")
 class Identity(Compressor):
     """Every token of every frame, in time order."""
+
+    budgets: ClassVar = {"strides": {}}
 
     def __init__(self):
         super().__init__()

@@ -1,5 +1,7 @@
 """The compression of the official code, rule by rule: sampling, temporal pooling, spatial pooling."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -23,6 +25,8 @@ class Official(Compressor):
     One frame (T = 1) takes only the third. A grid smaller than `space_stride`, at which the official code
     fails, becomes one window.
     """
+
+    budgets: ClassVar = {"strides": {"sample_stride": 2, "average_stride": 4}}
 
     def __init__(
         self, sample_stride: int = 1, average_stride: int = 4, space_stride: int = 1, min_fast_frames: int = 16

@@ -1,5 +1,7 @@
 """Perceiver resampler: learned latents look at all tokens, and are the fast tokens (Flamingo, arXiv 2204.14198)."""
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -17,6 +19,8 @@ class PerceiverResampler(Compressor):
     width `head_dim`, then pass a feed-forward layer `expansion` times as wide. The sizes of heads and the
     last norm are OpenFlamingo's (arXiv 2308.01390).
     """
+
+    budgets: ClassVar = {"fixed": {}}
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """The official compression: take every s-th frame, then average t neighbours in time, then p x p in space."""
 
+from typing import ClassVar
+
 import torch
 
 from architectures.compressors.base import COMPRESSORS, Compressor
@@ -15,6 +17,8 @@ class SampleAndAverage(Compressor):
     frames s1t4, 128 frames s2t4). A remainder of frames at the end is averaged with its own, shorter
     length.
     """
+
+    budgets: ClassVar = {"fixed": {}, "strides": {"sample_stride": 2, "average_stride": 4}}
 
     def __init__(
         self,

@@ -1,5 +1,7 @@
 """Similarity merging: near-duplicate neighbouring frames become one (MovieChat, arXiv 2307.16449)."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -16,6 +18,8 @@ class SimilarityMerging(Compressor):
     into `fast_frames` stretches, still ones long and eventful ones short. No weights; gradients pass through
     the averages, not through the choice.
     """
+
+    budgets: ClassVar = {"fixed": {}}
 
     def __init__(self, fast_frames: int = 16):
         super().__init__()

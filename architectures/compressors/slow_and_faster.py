@@ -1,5 +1,7 @@
 """Frames of two resolutions in time order: every s-th in detail, the others coarsely (LLaVA-Video)."""
 
+from typing import ClassVar
+
 import torch
 
 from architectures.compressors.base import COMPRESSORS, Compressor
@@ -15,6 +17,8 @@ class SlowAndFaster(Compressor):
     and 2 are left for here. Both kinds are tokens of the sequence: neither is what this library calls slow
     tokens. The learned token that its code puts behind each frame is left out.
     """
+
+    budgets: ClassVar = {"strides": {}}
 
     def __init__(self, stride: int = 10, slow_pooling: int = 1, faster_pooling: int = 2):
         super().__init__()

@@ -1,5 +1,7 @@
 """Spatial average: all frames, each of fewer tokens."""
 
+from typing import ClassVar
+
 import torch
 
 from architectures.compressors.base import COMPRESSORS, Compressor
@@ -13,6 +15,8 @@ class SpatialAverage(Compressor):
     The spatial pooling of the paper's compression by itself (arXiv 2504.01328, section 3). A side shorter
     than the stride is one window.
     """
+
+    budgets: ClassVar = {"strides": {}}
 
     def __init__(self, stride: int = 2):
         super().__init__()

@@ -1,5 +1,7 @@
 """Spatio-temporal convolution: the STC connector of VideoLLaMA 2 (arXiv 2406.07476)."""
 
+from typing import ClassVar
+
 import torch
 from timm.layers import LayerNorm2d
 from timm.models.regnet import RegStage
@@ -20,6 +22,8 @@ class SpatioTemporalConvolution(Compressor):
     an axis with a stride, one zero comes before (as in the source) and as many behind as fill the last
     window, so that nothing is dropped and any T and grid will do: n becomes ceil((n + 1) / stride).
     """
+
+    budgets: ClassVar = {"strides": {}}
 
     def __init__(self, width: int, time_stride: int = 2, space_stride: int = 2, depth: int = 4, readout_depth: int = 2):
         super().__init__()

@@ -1,5 +1,7 @@
 """Strided sampling: some frames whole, the others not at all."""
 
+from typing import ClassVar
+
 import torch
 
 from architectures.compressors.base import COMPRESSORS, Compressor
@@ -13,6 +15,8 @@ class StridedSampling(Compressor):
     The sampling step of the paper's compression by itself (arXiv 2504.01328, section 3). The `fast_frames`
     are the middles of as many equal parts of the video.
     """
+
+    budgets: ClassVar = {"fixed": {}, "strides": {"stride": 8}}
 
     def __init__(self, stride: int | None = None, fast_frames: int = 16):
         super().__init__()

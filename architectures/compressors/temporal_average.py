@@ -1,5 +1,7 @@
 """Temporal average: neighbouring frames become one."""
 
+from typing import ClassVar
+
 import torch
 
 from architectures.compressors.base import COMPRESSORS, Compressor
@@ -13,6 +15,8 @@ class TemporalAverage(Compressor):
     The temporal pooling of the paper's compression by itself (arXiv 2504.01328, section 3). A remainder of
     frames at the end is averaged with its own, shorter length.
     """
+
+    budgets: ClassVar = {"fixed": {}, "strides": {"window": 8}}
 
     def __init__(self, window: int | None = None, fast_frames: int = 16):
         super().__init__()

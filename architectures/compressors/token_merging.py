@@ -1,5 +1,7 @@
 """Token merging: the most similar tokens become one, wherever they are (ToMe, arXiv 2210.09461)."""
 
+from typing import ClassVar
+
 import torch
 from torch.nn import functional as F
 
@@ -20,6 +22,8 @@ class TokenMerging(Compressor):
     Similarity is the cosine of the tokens themselves (the source has a layer's keys). No weights; gradients
     pass through the averages, not through the choice.
     """
+
+    budgets: ClassVar = {"fixed": {}}
 
     def __init__(self, width: int, fast_frames: int = 16, tokens: int | None = None):
         super().__init__()

@@ -1,5 +1,7 @@
 """Two streams in one list: a few frames in detail, all frames coarsely (SlowFast-LLaVA, arXiv 2407.15841)."""
 
+from typing import ClassVar
+
 import torch
 
 from architectures.compressors.base import COMPRESSORS, Compressor
@@ -20,6 +22,8 @@ class TwoStream(Compressor):
     its "Fast" pathway is every frame, averaged to 1 / `fast_pooling` of its rows and columns (but one at
     least). Both are tokens of the sequence: neither is what this library calls slow tokens.
     """
+
+    budgets: ClassVar = {"strides": {}}
 
     def __init__(self, slow_frames: int = 10, slow_pooling: int = 1, fast_pooling: int = 6):
         super().__init__()

@@ -5,16 +5,16 @@ first token's logits (`prefill_ms`), and of one further token with the cache (`d
 quartiles.
 """
 
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from architectures import SlowFastForConditionalGeneration
 from architectures.hybrid import SlowFastCache
+from harness.profilers.timing import Clock, Rounds, Timed, interleaved, one_thread
 from harness.progress import SILENT, Progress
 
 TEXT_TOKENS = 64
@@ -31,8 +31,8 @@ class Latency:
 
 
 @torch.no_grad()
-def time_once(model: SlowFastForConditionalGeneration, frames: int, new_tokens: int) -> tuple[float, float]:
-    """Seconds of one prefill, and of one decoded token (mean of `new_tokens`)."""
+def time_once(model: SlowFastForConditionalGeneration, frames: int, new_tokens: int, clock: Clock) -> None:
+    """One prefill from features, and `new_tokens` decoded tokens."""
     grid, config = model.encoder.grid, model.config
     frames = model.selector.n_frames(frames)  # the features that a prefill starts from are of these
     features = torch.zeros(1, frames, grid[0] * grid[1], model.encoder.width)
@@ -40,7 +40,7 @@ def time_once(model: SlowFastForConditionalGeneration, frames: int, new_tokens: 
     text = torch.full((1, TEXT_TOKENS), config.video_token_id + 1)
     video = torch.full((1, model.fast_token_count(frames)), config.video_token_id)
     cache = SlowFastCache(config.text_config)
-    start = time.perf_counter()
+    clock.start()
     model(
         input_ids=torch.cat([video, text], dim=1),
         features=features,
@@ -49,10 +49,11 @@ def time_once(model: SlowFastForConditionalGeneration, frames: int, new_tokens: 
         use_cache=True,
         logits_to_keep=1,
     )
-    middle = time.perf_counter()
+    clock.mark("prefill")
     for _ in range(new_tokens):
         model(input_ids=text[:, :1], past_key_values=cache, use_cache=True)
-    return middle - start, (time.perf_counter() - middle) / new_tokens
+    clock.mark("decode")
+    clock.stop()
 
 
 def measure(
@@ -63,20 +64,19 @@ def measure(
     progress: Progress = SILENT,
 ) -> list[Latency]:
     """Latency of each (checkpoint, frames), in turn, `repeats` times after `warmup` unmeasured rounds."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        models = [(SlowFastForConditionalGeneration.from_pretrained(path).eval(), frames) for path, frames in settings]
-        rounds = [
-            [time_once(model, frames, new_tokens) for model, frames in models]
-            for _ in progress.track(range(warmup + repeats), "latency")
+    with one_thread():
+        cells: list[Callable[[Clock], None]] = [
+            partial(time_once, SlowFastForConditionalGeneration.from_pretrained(path).eval(), frames, new_tokens)
+            for path, frames in settings
         ]
-    finally:
-        torch.set_num_threads(threads)
-    ms_RX2 = 1000 * np.array(rounds[warmup:])
-    return [_summary(ms_RX2[:, i]) for i in range(len(models))]
+        timed = interleaved(cells, Rounds(repeats, warmup), torch.device("cpu"), progress, "latency")
+    return [summary(each, new_tokens) for each in timed]
 
 
-def _summary(ms_R2: np.ndarray) -> Latency:
-    (low_p, low_d), (prefill, decode), (high_p, high_d) = np.quantile(ms_R2, [0.25, 0.5, 0.75], axis=0)
-    return Latency(float(prefill), (float(low_p), float(high_p)), float(decode), (float(low_d), float(high_d)))
+def summary(timed: Timed, new_tokens: int) -> Latency:
+    """The rounds' middle and quartiles; RuntimeError with the reason where there are none."""
+    if timed.error:
+        raise RuntimeError(f"The latency of a model was not measured: {timed.error}.")
+    prefill, *around_prefill = timed.quartiles_ms("prefill")
+    decode, *around_decode = (value / new_tokens for value in timed.quartiles_ms("decode"))
+    return Latency(prefill, tuple(around_prefill), decode, tuple(around_decode))

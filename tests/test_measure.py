@@ -1,0 +1,376 @@
+"""Timing in turn, time budget, failures as results, peak memory, rows and the verb, on small models."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from small_models import small_config
+
+from architectures.cost import decode_cost, prefill_cost
+from harness.cli import main
+from harness.profilers import measured_report, profile_gpu, timing
+from harness.profilers.attention import kernel
+from harness.profilers.measure import PEAK_KINDS, STAGES, VIDEO_DECODING, Measured, Options, Subject, measure
+from harness.profilers.random_weights import RandomWeights
+from harness.profilers.timing import NOT_RUN, AllocationClock, Clock, ProcessorClock, RefusedError, Rounds, interleaved
+from harness.profilers.workload import Workload
+from harness.video import read_frames
+
+CPU = torch.device("cpu")
+CONFIGS = {name: small_config(f"architecture={name}") for name in ("self_attention", "slow_fast")}
+
+
+class FakeTime:
+    """A clock that moves when it is told to."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+    perf_counter = monotonic
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> FakeTime:
+    monkeypatch.setattr(timing, "time", clock := FakeTime())
+    return clock
+
+
+def cell(log: list[str], name: str, fake: FakeTime | None = None, seconds: float = 0.0) -> Callable[[Clock], None]:
+    def run(clock: Clock) -> None:
+        log.append(name)
+        clock.start()
+        if fake is not None:
+            fake.now += seconds
+        clock.mark("work")
+        clock.stop()
+
+    return run
+
+
+def options(**changes: object) -> Options:
+    given = Options(CPU, torch.float32, Rounds(2, 1), text_tokens=(9,), new_tokens=2)
+    return dataclasses.replace(given, **changes)
+
+
+# -------------------------------------------------------------------------------------------------- in turn
+
+
+def test_cells_take_turns_in_alternating_order() -> None:
+    log: list[str] = []
+    results = interleaved([cell(log, "a"), cell(log, "b"), cell(log, "c")], Rounds(3, 1), CPU)
+    assert "".join(log) == "abc" + "abc" + "cba" + "abc"
+    assert [(each.rounds, len(each.seconds["work"]), each.error) for each in results] == [(3, 3, "")] * 3
+
+
+def test_a_stage_takes_what_it_takes_and_parts_of_it_add_up(fake: FakeTime) -> None:
+    clock = ProcessorClock()
+    clock.start()
+    for seconds in (1.0, 2.0):
+        fake.now += seconds
+        clock.mark("long")
+        fake.now += seconds / 8
+        clock.mark("short")
+    assert clock.seconds() == {"long": 3.0, "short": 0.375}
+
+
+def test_a_gpu_is_waited_for_at_the_edges_of_a_round_only(fake: FakeTime, monkeypatch: pytest.MonkeyPatch) -> None:
+    class FakeEvent:
+        def __init__(self, enable_timing: bool):
+            assert enable_timing
+
+        def record(self, stream: object) -> None:
+            self.at = fake.now
+
+        def elapsed_time(self, later: "FakeEvent") -> float:
+            return 1000 * (later.at - self.at)
+
+    called: list[str] = []
+    allocated = iter([70, 50, 90])
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: called.append("wait"))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: called.append("reset"))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: called.append("read") or next(allocated))
+    clock = timing.EventClock(torch.device("cuda", 0))
+    clock.start()
+    for stage, seconds in (("one", 1.0), ("two", 2.0), ("one", 4.0)):
+        fake.now += seconds
+        clock.mark(stage)
+    clock.stop()
+    assert called == ["wait", "reset", *["read", "reset"] * 3, "wait"]
+    assert clock.seconds() == {"one": 5.0, "two": 2.0}
+    assert clock.peaks() == {"one": 90, "two": 50}
+
+
+def test_median_and_quartiles() -> None:
+    timed = timing.Timed()
+    timed.seconds["stage"] = [0.005, 0.001, 0.002, 0.004, 0.003]
+    assert timed.quartiles_ms("stage") == pytest.approx((3, 2, 4))
+
+
+def test_when_the_time_is_used_up_rounds_are_dropped(fake: FakeTime) -> None:
+    log: list[str] = []
+    cells = [cell(log, name, fake, seconds) for name, seconds in (("a", 1), ("b", 2), ("c", 4))]
+    results = interleaved(cells, Rounds(50, 0, seconds=16), CPU)
+    assert "".join(log) == "abc" + "cba" + "a"  # of the last two seconds, b would take both
+    assert [each.rounds for each in results] == [3, 2, 2]
+    assert not any(each.error for each in results)
+
+
+def test_cells_that_were_never_started_say_so(fake: FakeTime) -> None:
+    log: list[str] = []
+    cells = [cell(log, name, fake, 1) for name in "abc"]
+    results = interleaved(cells, Rounds(3, 0, seconds=0.5), CPU)
+    assert log == ["a"]  # of a cell that never ran nobody knows how long it takes
+    assert [each.error for each in results] == ["", NOT_RUN, NOT_RUN]
+    assert interleaved(cells, Rounds(3, 0, seconds=60).after(60), CPU)[0].error == NOT_RUN
+
+
+def test_long_cells_get_the_least_number_of_rounds_and_short_ones_more(fake: FakeTime) -> None:
+    log: list[str] = []
+    cells = [cell(log, "s", fake, 1), cell(log, "l", fake, 60)]
+    results = interleaved(cells, Rounds(12, 0, at_least=3, seconds=300), CPU)
+    assert [each.rounds for each in results] == [12, 3]
+    results = interleaved(cells, Rounds(12, 0, at_least=3, seconds=1500), CPU)
+    assert [each.rounds for each in results] == [12, 12]
+
+
+# ------------------------------------------------------------------------------------------------- failures
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has a total capacity"),
+            "out of memory: 2.00 GiB more were asked for",
+        ),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes."),
+            "out of memory: 8 bytes more were asked for",
+        ),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out of memory"),
+        (RuntimeError("No available kernel. Aborting execution."), "not available: No available kernel"),
+        (RefusedError("no flash-attn, here"), "not available: no flash-attn; here"),
+    ],
+)
+def test_a_failure_is_the_result_of_its_cell_alone(error: RuntimeError, sentence: str) -> None:
+    def fails(clock: Clock) -> None:
+        clock.start()
+        clock.mark("before")
+        raise error
+
+    log: list[str] = []
+    failed, fine = interleaved([fails, cell(log, "fine")], Rounds(2, 1), CPU)
+    assert (failed.error, failed.rounds) == (sentence, 0)
+    assert (fine.error, fine.rounds) == ("", 2)
+
+
+def test_a_mistake_in_the_code_is_no_result() -> None:
+    def broken(clock: Clock) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="cannot be multiplied"):
+        interleaved([broken], Rounds(1, 0), CPU)
+
+
+def test_memory_that_is_not_there_is_recorded_and_the_run_goes_on() -> None:
+    log: list[str] = []
+    results = interleaved([lambda clock: torch.empty(2**60), cell(log, "fine")], Rounds(1, 0), CPU)
+    assert results[0].error.startswith("out of memory")
+    assert results[1].rounds == 1
+
+
+# --------------------------------------------------------------------------------------------------- memory
+
+
+def test_the_allocators_peak_is_that_of_what_lives_together() -> None:
+    clock = AllocationClock()
+    clock.start()
+    kept = torch.ones(1000)
+    clock.mark("one")
+    first = torch.ones(5000)
+    del first
+    second = torch.ones(3000)
+    clock.mark("two")
+    del kept, second
+    third = torch.ones(10)
+    clock.mark("three")
+    clock.stop()
+    assert clock.peaks() == {"one": 4000, "two": 4000 + 20000, "three": 4000 + 12000}
+    assert len(third) == 10
+
+
+# ----------------------------------------------------------------------------------------------------- rows
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Measured:
+    clip = profile_gpu.write_clip(tmp_path_factory.mktemp("clip") / "clip.mp4")
+    return measure(CONFIGS, [8, 24], options(), clip)
+
+
+def test_there_is_a_row_per_model_frames_and_stage(measured: Measured) -> None:
+    rows = measured.rows
+    of_models = rows[rows["stage"].ne(VIDEO_DECODING)]
+    assert len(of_models) == 2 * 2 * len(STAGES)
+    assert not of_models.duplicated(["architecture", "frames", "text_tokens", "stage"]).any()
+    assert rows["error"].eq("").all()
+    assert rows["rounds"].eq(2).all()
+    assert (rows["q1_ms"] <= rows["median_ms"]).all()
+    assert (rows["median_ms"] <= rows["q3_ms"]).all()
+    assert rows["threads"].eq(torch.get_num_threads()).all()
+    assert rows["dtype"].eq("float32").all()
+    assert len(rows[rows["stage"].eq(VIDEO_DECODING)]) == 2
+
+
+def test_stages_add_up(measured: Measured) -> None:
+    rows = measured.rows[measured.rows["stage"].ne(VIDEO_DECODING)]
+    for _, group in rows.groupby(["architecture", "frames"]):
+        row = group.set_index("stage")
+        for column in ("flop", "bytes", "predicted_ms"):
+            values = row[column].fillna(0)
+            prefill = values["slow_keys_values"] + values["decoder"] + values["lm_head"]
+            assert values["prefill"] == pytest.approx(prefill)
+            assert values["model"] == pytest.approx(values["vision"] + values["projector"] + prefill)
+            assert values["end_to_end"] == pytest.approx(values["model"] + 2 * values["decode"])
+        assert row["median_ms"]["end_to_end"] > row["median_ms"]["model"] > row["median_ms"]["prefill"]
+        assert row["peak_bytes"]["end_to_end"] == row["peak_bytes"][["vision", "projector", "prefill", "decode"]].max()
+
+
+def test_counted_columns_are_the_closed_form(measured: Measured) -> None:
+    for row in measured.rows[measured.rows["stage"].isin(["model", "decode"])].itertuples():
+        config = CONFIGS[row.architecture]
+        step = decode_cost(config, row.frames, 9, 4)
+        expected = prefill_cost(config, row.frames, 9).model if row.stage == "model" else step.step
+        assert row.flop == expected
+        assert (row.kv_bytes, row.slow_kv_bytes) == (step.kv_bytes, step.slow_kv_bytes)
+
+
+def test_peak_memory_holds_the_weights_and_grows_with_the_video(measured: Measured) -> None:
+    whole = measured.rows[measured.rows["stage"].eq("end_to_end")].set_index(["architecture", "frames"])
+    assert whole["peak_kind"].eq(PEAK_KINDS["cpu"]).all()
+    assert (whole["peak_bytes"] > whole["kv_bytes"] + whole["slow_kv_bytes"]).all()
+    for name in CONFIGS:
+        assert whole.loc[(name, 24), "peak_bytes"] > whole.loc[(name, 8), "peak_bytes"]
+
+
+def test_no_mask_of_all_tokens_by_all_tokens_is_made() -> None:
+    rows = measure({"self_attention": CONFIGS["self_attention"]}, [512, 1024], options(rounds=Rounds(1, 1))).rows
+    small, large = (row["peak_bytes"] for _, row in rows[rows["stage"].eq("decoder")].iterrows())
+    weights = sum(p.nbytes for p in RandomWeights("meta", torch.float32).model(CONFIGS["self_attention"]).parameters())
+    assert large - weights < 2.2 * (small - weights)  # a mask of one byte an entry would make it 2.8
+
+
+def test_measured_over_predicted(measured: Measured) -> None:
+    rows = measured.rows[measured.rows["predicted_ms"].notna()]
+    assert rows["measured_over_predicted"].tolist() == (rows["median_ms"] / rows["predicted_ms"]).tolist()
+    assert set(rows["bound"]) <= {"compute", "memory"}
+    assert rows.loc[rows["stage"].eq("decode"), "bound"].eq("memory").all()  # each weight is read for one product
+    baseline = measured.rows[measured.rows["architecture"].eq("self_attention")].set_index("stage")
+    assert baseline.loc["slow_keys_values", "predicted_ms"].isna().all()
+
+
+def test_an_attention_that_is_not_to_be_had_is_a_recorded_error() -> None:
+    for attention, reason in (("efficient", "No viable backend"), ("flash_attention_2", "FlashAttention2")):
+        rows = measure({"self_attention": CONFIGS["self_attention"]}, [4], options(attention=attention)).rows
+        assert rows["error"].str.startswith("not available: ").all()
+        assert rows["error"].str.contains(reason).all()
+        assert rows["median_ms"].isna().all()
+        assert rows["flop"].notna().all()
+
+
+@pytest.mark.parametrize("attention", ["math", "flash", "eager"])
+def test_other_attentions_compute_the_same(attention: str) -> None:
+    results = []
+    for name in ("sdpa", attention):
+        subject = Subject(
+            "slow_fast", CONFIGS["slow_fast"], RandomWeights("cpu", torch.float32), options(attention=name)
+        )
+        torch.manual_seed(1)
+        with torch.no_grad(), kernel(name):
+            workload = Workload(subject.model, 12, 9, 1)
+            tokens = workload.tokens_of(workload.encode(workload.random_frames()))
+            results.append(workload.decoder(tokens, *workload.remember(tokens)))
+    assert torch.allclose(*results, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_other_types_are_measured(dtype: torch.dtype) -> None:
+    rows = measure({"slow_fast": CONFIGS["slow_fast"]}, [4], options(dtype=dtype, rounds=Rounds(1, 0))).rows
+    assert rows["error"].eq("").all()
+    assert rows["dtype"].eq(str(dtype).removeprefix("torch.")).all()
+    assert rows["peak_bytes"].isna().all()  # on a processor unmeasured rounds watch memory, and there was none
+
+
+@pytest.mark.slow
+def test_a_compiled_model_is_measured() -> None:
+    rows = measure({"slow_fast": CONFIGS["slow_fast"]}, [6, 12], options(compile="eager")).rows
+    assert rows["error"].eq("").all()
+    assert rows["compile"].eq("eager").all()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_gpu_is_measured_by_events_and_its_allocator(dtype: torch.dtype) -> None:
+    rows = measure(CONFIGS, [8, 24], options(device=torch.device("cuda", 0), dtype=dtype)).rows
+    assert rows["error"].eq("").all()
+    assert (rows["median_ms"] > 0).all()
+    assert rows["peak_kind"].eq(PEAK_KINDS["cuda"]).all()
+    refused = measure(
+        CONFIGS, [8], options(device=torch.device("cuda", 0), dtype=torch.float32, attention="flash")
+    ).rows
+    assert refused["error"].str.startswith("not available: ").all()
+
+
+# -------------------------------------------------------------------------------------------------- the verb
+
+
+def test_without_a_gpu_it_says_so_and_exits_2(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    assert main(["profile-gpu"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: profile-gpu needs a CUDA GPU, and torch finds none on this machine")
+    assert main(["profile-gpu", "device=cuda"]) == 2
+    assert "torch finds no CUDA GPU here" in capsys.readouterr().err
+
+
+def test_an_unknown_architecture_is_refused(capsys: pytest.CaptureFixture) -> None:
+    assert main(["profile-gpu", "device=cpu", "architectures=[slow_fats]"]) == 2
+    assert "there is no architecture 'slow_fats'; there are slow_fast" in capsys.readouterr().err
+
+
+def test_the_verb_on_a_processor(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    small = ["device=cpu", "scale=mini", "encoder=tiny", "frames=[4,8,16]", "text_tokens=[8]", "dtype=float32"]
+    assert main(["profile-gpu", *small, "rounds=2", "new_tokens=2", f"results_dir={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    assert max(map(len, printed.partition("All ")[0].splitlines()[:20])) <= 100
+    (file,) = tmp_path.glob("measured_*.csv")
+    rows = pd.read_csv(file)
+    assert set(rows["architecture"].dropna()) == {"self_attention", "slow_fast"}
+    table = file.with_suffix(".md").read_text()
+    assert table.startswith("Measured on ")
+    assert table.count("| slow_fast |") == table.count("| self_attention |") == 3
+    median = rows[rows["stage"].eq("prefill") & rows["frames"].eq(8) & rows["architecture"].eq("slow_fast")]
+    assert f"| 8 | slow_fast | {measured_report.number(median['median_ms'].item())} (" in table
+    assert len(list((tmp_path / "figures").glob("measured_*.*"))) == 2
+
+
+def test_cells_that_failed_stand_in_the_table_with_the_reason(tmp_path: Path) -> None:
+    failed = measure(CONFIGS, [4], options(attention="efficient"))
+    assert all(cells[2] == "not available" for cells in measured_report.as_table(failed))
+    assert "| 4 | slow_fast | not available |" in measured_report.as_markdown(failed)
+    assert measured_report.draw(failed, tmp_path / "failed")
+
+
+def test_the_clip_has_its_frames(tmp_path: Path) -> None:
+    decoded = read_frames(profile_gpu.write_clip(tmp_path / "clip.mp4"), 5)
+    assert decoded.indices_T[-1] == profile_gpu.CLIP_FRAMES - 1
