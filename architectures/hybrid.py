@@ -35,6 +35,7 @@ def hybrid_name(backend: str) -> str:
 def hybrid_attention(backend: str) -> Callable:
     """The attention function `backend` (sdpa, ...), followed by a hybrid layer's cross-attention."""
     base = AttentionInterface()[backend]
+    by_name = backend.startswith("flash")  # which loads what the module's configuration names
 
     def attend(
         module: nn.Module,
@@ -49,13 +50,24 @@ def hybrid_attention(backend: str) -> Callable:
         input_BLD: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        attended_BLQE, weights = base(module, query_BQLE, key_BKME, value_BKME, mask, scaling=scaling, **kwargs)
+        called = Under(module, config=Under(module.config, _attn_implementation=backend)) if by_name else module
+        attended_BLQE, weights = base(called, query_BQLE, key_BKME, value_BKME, mask, scaling=scaling, **kwargs)
         fusion: AttentionFusion | None = getattr(module, "cross_attention", None)
         if fusion is None or slow_memory is None or readers is None:
             return attended_BLQE, weights
         return fusion(attended_BLQE, query_BQLE, slow_memory, readers, scaling, input_BLD), weights
 
     return attend
+
+
+class Under:
+    """An object seen with some attributes changed; nothing of it is."""
+
+    def __init__(self, seen: Any, **changed: Any):
+        self.__dict__.update(changed, _seen=seen)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._seen, name)
 
 
 def register_hybrid(backend: str) -> None:

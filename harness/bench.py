@@ -14,8 +14,9 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
+from harness.errors import UserError
 from harness.mini.suite import build_suite
-from harness.paths import write_text
+from harness.paths import expect_writable, write_text
 from harness.profilers.timing import Rounds
 from harness.progress import Display, Progress
 from harness.speed.decoding import LONG, decoding, real_video, write_long
@@ -29,6 +30,7 @@ SAMPLED = 128  # frames of each video in the evaluation
 STEPS = 10  # decoded tokens in a round: they are short
 LIMIT_S = 210  # of the five minutes; the rest is preparation and warm-up
 SHARES = {"decode step": 0.08, "profile grid": 0.08, "video decoding": 0.17, PART: 0.67}
+TAKEN = ("rounds", "warmup", "seconds", "results_dir", "output")  # settings of the profilers; the rest is fixed here
 EVALUATIONS = 3  # rounds at most: more would not fit, and all variants shall have equally many
 
 
@@ -41,7 +43,15 @@ class Bench:
 
 
 def bench(settings: DictConfig, overrides: Sequence[str]) -> None:
-    """Measure, print the tables, and write `bench.csv`: a row per measurement."""
+    """Measure, print the tables, and write `bench.csv`: a row per measurement.
+
+    UserError for a setting that changes nothing here.
+    """
+    for text in overrides:
+        if text.partition("=")[0] not in TAKEN:
+            raise UserError(f"{text} changes nothing: the bench's sizes are fixed; it takes {', '.join(TAKEN)}")
+    out = Path(settings.output or Path(settings.results_dir) / "bench.csv")
+    expect_writable(out)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -50,7 +60,6 @@ def bench(settings: DictConfig, overrides: Sequence[str]) -> None:
     finally:
         torch.set_num_threads(threads)
     show(made, Console(width=WIDTH))
-    out = Path(settings.output or Path(settings.results_dir) / "bench.csv")
     write_text(out, as_frame(made.measurements).to_csv(index=False))
     print(f"rows: {out}")
 
@@ -79,7 +88,7 @@ def show(made: Bench, console: Console) -> None:
     evaluated = made.evaluated
     title = f"seconds of an evaluation: {evaluated.samples} questions, {SAMPLED} frames, answers of {SHORT} tokens"
     shares = Table(title=title, title_justify="left")
-    for name in ("variant", "all", "answering", "waiting for videos", "lmms-eval's own"):
+    for name in ("variant", "all", "answering", "the rest (videos)", "lmms-eval's own"):
         shares.add_column(name, justify="left" if name == "variant" else "right")
     for variant, row in evaluated.shares.iterrows():
         shares.add_row(variant, *(f"{row[name]:.1f}" for name in row.index))

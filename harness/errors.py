@@ -11,3 +11,9 @@ class TooManyFailures(UserError):
     """Everything was written, but too many samples failed to call the run a success."""
 
     exit_code = 3
+
+
+class Crashed(UserError):
+    """Everything else was written, but a part ended by a mistake in the code; its traceback was printed."""
+
+    exit_code = 1

@@ -298,8 +298,9 @@ def _error_of(question: Question, videos: Videos) -> VideoError | None:
 
 def _watched(path: Path, video: Decoded | VideoError) -> Watched:
     """What is kept of how a video was read."""
-    home = Path(os.environ.get("HF_HOME", "/")).resolve()
-    name = str(path.resolve().relative_to(home)) if path.resolve().is_relative_to(home) else str(path)
+    home, real = os.environ.get("HF_HOME"), path.resolve()
+    below = home is not None and real.is_relative_to(Path(home).resolve())
+    name = str(real.relative_to(Path(home).resolve())) if below else str(path)
     if isinstance(video, VideoError):
         return Watched(name, failure=video.kind)
     return Watched(

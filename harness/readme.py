@@ -36,6 +36,7 @@ def blocks(results: Path) -> dict[str, str]:
     )
     made["scaling"] = (profiles / "scaling.md").read_text(encoding="utf-8").strip()
     made["measured"] = measured_block(profiles)
+    made["bench"] = bench_block(pd.read_csv(profiles / "bench.csv"))
     rivals = results / "rivals" / "tables" / "main_mini.csv"
     if rivals.is_file():
         made["rivals"] = main_block(pd.read_csv(rivals))
@@ -46,9 +47,24 @@ def blocks(results: Path) -> dict[str, str]:
     return made
 
 
+def bench_block(rows: pd.DataFrame) -> str:
+    """This project's own speed: medians, each beside the first variant of its kind; single decoding threads only."""
+    lines = []
+    for (part, what), group in rows[rows["part"].eq("evaluation") | rows["threads"].eq(1)].groupby(
+        ["part", "what"], sort=False
+    ):
+        first = group.iloc[0]
+        faster = group["value"] / first["value"] if first["unit"] != "ms" else first["value"] / group["value"]
+        for row, times in zip(group.itertuples(), faster, strict=True):
+            spread = f"{row.value:,.4g} {row.unit} ({row.quartile_1:,.4g} to {row.quartile_3:,.4g})"
+            lines.append([f"{part.partition(',')[0]}: {what}", row.variant, spread, f"{times:,.4g} x"])
+    return _markdown(["what", "variant", "median (quartiles)", "speed"], lines)
+
+
 def measured_block(profiles: Path) -> str:
     """What `make profile-gpu` wrote on each GPU that it ran on; or that none has been measured yet."""
-    written = [path.read_text(encoding="utf-8").strip() for path in sorted(profiles.glob("measured_*.md"))]
+    of_gpus = [path for path in sorted(profiles.glob("measured_*.csv")) if pd.read_csv(path)["driver"].notna().all()]
+    written = [path.with_suffix(".md").read_text(encoding="utf-8").strip() for path in of_gpus]
     return "\n\n".join(written) or NO_GPU
 
 

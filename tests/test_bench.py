@@ -15,6 +15,7 @@ from videos import write
 from architectures.bench import MEASURED, Session, config_of, open_model
 from harness import bench
 from harness.compose import compose
+from harness.errors import UserError
 from harness.evaluate import Evaluation
 from harness.profilers.timing import Rounds
 from harness.settings import PROFILE
@@ -46,6 +47,14 @@ def test_median_and_quartiles_of_measured_rounds() -> None:
     assert found.quartile_1 <= found.value <= found.quartile_3
     (slower,) = measure("part", [Case("sleep", "once", lambda: time.sleep(0.02))], MS, ONCE)
     assert 20 <= slower.value < 200
+
+
+def test_a_case_that_fails_is_not_left_out_in_silence() -> None:
+    def fails() -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    with pytest.raises(RuntimeError, match="part, thing, large: out of memory"):
+        measure("part", [Case("thing", "small", lambda: None), Case("thing", "large", fails)], MS, ONCE)
 
 
 def test_table_compares_with_the_first_of_the_same_thing_and_fits() -> None:
@@ -177,6 +186,12 @@ def test_bench_prints_its_tables_and_writes_its_rows(
     for column in ("device", "torch_version", "av_version", "lmms_eval_version", "threads", "code_commit", "rounds"):
         assert column in written
     assert written["quartile_3"].tolist() == pytest.approx([6.6, 2.2, 3.3])
+
+
+def test_a_setting_that_changes_nothing_is_refused() -> None:
+    for text in ("device=cuda", "frames=[1]", "encoder=tiny"):
+        with pytest.raises(UserError, match="changes nothing: the bench's sizes are fixed; it takes rounds, "):
+            bench.bench(compose([text], root=PROFILE), [text])
 
 
 def test_every_part_gets_its_share_of_the_time() -> None:

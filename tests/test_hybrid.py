@@ -6,12 +6,13 @@ import pytest
 import torch
 from small_models import prompt, small_model, video
 from torch import nn
+from transformers.modeling_utils import AttentionInterface
 from transformers.models.qwen2.modeling_qwen2 import apply_rotary_pos_emb
 
 from architectures import SlowFastForConditionalGeneration
 from architectures.fusions.slow_fast import SlowFastFusion
 from architectures.gates import Gate
-from architectures.hybrid import SlowFastCache, remember
+from architectures.hybrid import SlowFastCache, hybrid_attention, remember
 from architectures.slow_memory import Readers, SlowKeysValues, SlowMemory, on_shelves
 from architectures.time_positions import TIME_POSITIONS
 from architectures.tokens import ShelfReaders, SlowContext
@@ -329,3 +330,20 @@ def test_slow_memory_moves_with_the_cache() -> None:
     empty.update(torch.zeros(2, 2, 4, 16), torch.zeros(2, 2, 4, 16), 0)
     empty.reorder_cache(torch.tensor([1, 0]))
     assert empty.slow_memory is None
+
+
+def test_flash_attention_is_called_under_its_own_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads what the module's configuration names, and there is no package "flash_attention_2_slow_fast"."""
+    module = small_model().language_model.model.layers[0].self_attn
+    before, named = module.config._attn_implementation, []
+
+    def flash(called: nn.Module, query_BQLE: torch.Tensor, *_: object, **__: object) -> tuple[torch.Tensor, None]:
+        named.append((called.config._attn_implementation, called.config.hidden_size, called.head_dim))
+        return query_BQLE.transpose(1, 2), None
+
+    monkeypatch.setitem(AttentionInterface._global_mapping, "flash_attention_2", flash)
+    query_BQLE = torch.randn(1, 4, 3, 16)
+    attended_BLQE, _ = hybrid_attention("flash_attention_2")(module, query_BQLE, query_BQLE, query_BQLE, None)
+    assert torch.equal(attended_BLQE, query_BQLE.transpose(1, 2))
+    assert named == [("flash_attention_2", module.config.hidden_size, module.head_dim)]
+    assert module.config._attn_implementation == before != "flash_attention_2"

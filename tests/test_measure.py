@@ -157,6 +157,10 @@ def test_long_cells_get_the_least_number_of_rounds_and_short_ones_more(fake: Fak
         ),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "out of memory"),
         (RuntimeError("No available kernel. Aborting execution."), "not available: No available kernel"),
+        (
+            RuntimeError("cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph."),
+            "not available: cuDNN Frontend error: [cudnn_frontend] Error: No execution plans support the graph",
+        ),
         (RefusedError("no flash-attn, here"), "not available: no flash-attn; here"),
     ],
 )
@@ -178,6 +182,27 @@ def test_a_mistake_in_the_code_is_no_result() -> None:
 
     with pytest.raises(RuntimeError, match="cannot be multiplied"):
         interleaved([broken], Rounds(1, 0), CPU)
+
+
+def test_a_mistake_in_one_cell_loses_no_other_and_is_told_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    once_more = Workload.first_token
+
+    def broken(work: Workload, hidden_BLD: torch.Tensor) -> torch.Tensor:
+        if work.frames == 4 and hidden_BLD.device.type == "cpu":
+            raise ValueError("a mistake, of mine")
+        return once_more(work, hidden_BLD)
+
+    monkeypatch.setattr(Workload, "first_token", broken)
+    typed = ["device=cpu", "scale=mini", "encoder=tiny", "dtype=float32", "frames=[4,8]", "rounds=1"]
+    assert main(["profile-gpu", *typed, "architectures=[slow_fast]", f"output={tmp_path / 'rows.csv'}"]) == 1
+    said = capsys.readouterr().err
+    assert "in broken" in said
+    assert said.endswith("error: 1 cells crashed, see above; all other rows are written\n")
+    rows = pd.read_csv(tmp_path / "rows.csv").set_index(["frames", "stage"])
+    assert rows.loc[(4, "prefill"), "error"] == "crashed: ValueError: a mistake; of mine"
+    assert rows.loc[(8, "prefill"), "median_ms"] > 0
 
 
 def test_memory_that_is_not_there_is_recorded_and_the_run_goes_on() -> None:
@@ -346,6 +371,28 @@ def test_without_a_gpu_it_says_so_and_exits_2(capsys: pytest.CaptureFixture, mon
 def test_an_unknown_architecture_is_refused(capsys: pytest.CaptureFixture) -> None:
     assert main(["profile-gpu", "device=cpu", "architectures=[slow_fats]"]) == 2
     assert "there is no architecture 'slow_fats'; there are slow_fast" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("typed", "sentence"),
+    [
+        ("compile=nonsense", "compile=nonsense: there is no such backend; there are "),
+        ("results_dir=FILE/below", "nothing can be written to "),
+        ("output=FOLDER", "it is a folder; name a CSV file in it"),
+        ("architecture=slow_fast", "write architectures=[slow_fast]"),
+        ("device=cuda:7", "device=cuda:7: torch finds "),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_measured(
+    typed: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    typed = typed.replace("FILE", str(tmp_path / "file")).replace("FOLDER", str(tmp_path))
+    monkeypatch.setattr(profile_gpu, "write_clip", lambda path: pytest.fail("work was begun"))
+    given = ["device=cpu", "scale=mini", "encoder=tiny", f"results_dir={tmp_path}", typed]
+    assert main(["profile-gpu", *given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert sentence in line
 
 
 def test_the_verb_on_a_processor(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

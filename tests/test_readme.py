@@ -42,6 +42,31 @@ def test_a_changed_score_changes_the_block():
     assert readme.main_block(table) != before
 
 
+def test_a_table_of_a_processor_is_not_the_one_of_a_gpu(tmp_path):
+    columns = {"device": ["NVIDIA H200"], "driver": ["570.1"]}
+    (tmp_path / "measured_amd.md").write_text("a processor's")
+    pd.DataFrame({**columns, "driver": [None]}).to_csv(tmp_path / "measured_amd.csv")
+    assert readme.measured_block(tmp_path) == readme.NO_GPU
+    (tmp_path / "measured_nvidia.md").write_text("a GPU's\n")
+    pd.DataFrame(columns).to_csv(tmp_path / "measured_nvidia.csv")
+    assert readme.measured_block(tmp_path) == "a GPU's"
+
+
+def test_the_bench_compares_with_the_first_of_its_kind():
+    rows = pd.DataFrame(
+        [
+            ["decode step", "one token", "again", 20.0, "ms", 1],
+            ["decode step", "one token", "kept", 5.0, "ms", 1],
+            ["video decoding", "a file", "through", 10.0, "frames/s", 1],
+            ["video decoding", "a file", "seek", 30.0, "frames/s", 1],
+            ["video decoding", "a file", "seek, 2 threads", 31.0, "frames/s", 2],
+        ],
+        columns=["part", "what", "variant", "value", "unit", "threads"],
+    ).assign(quartile_1=1.0, quartile_3=2.0)
+    lines = readme.bench_block(rows).splitlines()[2:]
+    assert [line.rsplit("|", 2)[1].strip() for line in lines] == ["1 x", "4 x", "1 x", "3 x"]
+
+
 def test_every_category_stands_in_the_table_of_families():
     block = readme.families_block()
     named = {cell for line in block.splitlines() for cell in line.strip("| ").split(" | ")[-1].split(", ")}

@@ -118,6 +118,8 @@ def test_the_overhead_by_hand() -> None:
     assert counted.drop("total").sum() == pytest.approx(counted["total"])
     speed = of_hybrid.slow_keys_values / 0.4 / 1e9
     assert rows["gflop_per_s"][LABELS["slow_projection"]] == pytest.approx(speed)
+    halves = [cost.llm_prefill - cost.self_attention / 2 for cost in (of_hybrid, of_base)]
+    assert found.counted_causal == pytest.approx(100 * (halves[0] / halves[1] - 1))
     assert found.counted_causal > counted["total"]
     assert "+12.5% measured" in found.sentence()
     speed = f"({rows['gflop_per_s'][LABELS['slow_projection']]:.0f} GFLOP/s)"

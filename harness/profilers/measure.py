@@ -4,9 +4,10 @@ Every (model, frames) is one cell, and all cells take turns in one process. The 
 its quartiles; a cell that runs out of memory or time, or for which there is no kernel, says so in its `error`.
 """
 
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 
 from architectures import SlowFastConfig, SlowFastForConditionalGeneration
 from architectures.cost import decode_cost
+from harness.errors import Crashed
 from harness.profilers.attention import kernel, use_attention
 from harness.profilers.machine import Machine
 from harness.profilers.operators import Operator, totals
@@ -110,13 +112,23 @@ class Cell:
 
 @dataclass
 class Measured:
-    """The rows; why there is no prediction ("": there is one); a word on the video file ("": none was read)."""
+    """The rows; why there is no prediction ("": there is one); a word on the video file ("": none was read).
+
+    `crashes`: tracebacks of cells that a mistake in the code ended; the others' rows are whole.
+    """
 
     rows: pd.DataFrame
     roof: Roof | None
     unpredicted: str
     machine: Machine
     video: str = ""
+    crashes: list[str] = field(default_factory=list)
+
+    def complain(self) -> None:
+        """Crashed, with the tracebacks on stderr, if there were any: to be called when everything is written."""
+        if self.crashes:
+            print(*self.crashes, sep="\n", file=sys.stderr)
+            raise Crashed(f"{len(self.crashes)} cells crashed, see above; all other rows are written")
 
 
 def measure(
@@ -139,7 +151,8 @@ def measure(
     roof, unpredicted = roof_of(options.device, options.dtype)
     runs: list[Callable[[Clock], None]] = [*(cell.run for cell in cells), *readings]
     rounds = options.rounds.after(time.monotonic() - started)
-    timed = interleaved(runs, rounds, options.device, progress)
+    crashes: list[str] = []
+    timed = interleaved(runs, rounds, options.device, progress, crashes=crashes)
     machine = Machine.of(options.device)  # now, while its clocks are those of work
     rows = []
     for cell, parts, result in zip(cells, counted, timed, strict=False):
@@ -153,7 +166,7 @@ def measure(
         "new_tokens": options.new_tokens,
         **machine.fields(),
     }
-    return Measured(pd.DataFrame(rows).assign(**common), roof, unpredicted, machine)
+    return Measured(pd.DataFrame(rows).assign(**common), roof, unpredicted, machine, crashes=crashes)
 
 
 def _rows(cell: Cell, parts: dict[str, list[Operator]], timed: Timed, roof: Roof | None) -> list[dict[str, Any]]:

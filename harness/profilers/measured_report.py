@@ -107,7 +107,8 @@ def legend(measured: Measured) -> str:
     return (
         f"{rows['text_tokens'].iloc[0]} text tokens; medians of {counted}. Prefill: slow keys and values, decoder, "
         f"lm_head on the last position. Peak: of the whole path from frames to {rows['new_tokens'].iloc[0]} tokens "
-        f"({rows['peak_kind'].iloc[0]}). KV: keys and values of both caches, counted. {roof}"
+        f"({rows['peak_kind'].iloc[0]}). KV: keys and values of both caches, counted. Warm-up runs the same "
+        f"lengths, so that what a kernel prepares for a new length is left out. {roof}"
     )
 
 
@@ -115,7 +116,7 @@ def reading(measured: Measured) -> str:
     """The time of reading a file's frames, in a sentence; "" where it was not measured."""
     rows = measured.rows[measured.rows["stage"].eq(VIDEO_DECODING)]
     times = [f"{number(row.median_ms)} ms for {row.frames:,}" for row in rows.itertuples() if pd.notna(row.median_ms)]
-    return f"Reading them from a file ({measured.video}): {', '.join(times)} frames." if times else ""
+    return f"Reading them from a file ({measured.video}): {', '.join(times)} frame(s)." if times else ""
 
 
 def number(value: float) -> str:

@@ -82,7 +82,7 @@ def measure_overhead(
     rounds: Rounds,
     progress: Progress = SILENT,
 ) -> Overhead:
-    """Both prefills of `configs` ("self_attention" and "slow_fast"), part by part."""
+    """Both prefills of `configs` ("self_attention" and "slow_fast"), part by part, with torch's choice of attention."""
     weights = RandomWeights(device, dtype)
     pairs = [(configs[name], frames) for name, frames in (BASELINE, HYBRID)]
     models = [weights.model(config) for config, _ in pairs]

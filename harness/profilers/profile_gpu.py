@@ -16,12 +16,12 @@ from architectures import SlowFastConfig
 from harness.compose import closest_first, group_choices
 from harness.errors import UserError
 from harness.models import model_config
-from harness.paths import write_text
+from harness.paths import expect_writable, write_text
 from harness.profilers import measured_report
 from harness.profilers.machine import find_device
 from harness.profilers.measure import Options, measure
 from harness.profilers.timing import Rounds
-from harness.profilers.variants import compose_variant
+from harness.profilers.variants import compose_variant, refuse_idle
 from harness.progress import Display
 from harness.table import group_of
 
@@ -39,25 +39,29 @@ def profile_gpu(settings: DictConfig, overrides: Sequence[str]) -> None:
             "profile-gpu needs a CUDA GPU, and torch finds none on this machine: run it on one that has, "
             "or measure small sizes on the processor with device=cpu scale=mini encoder=tiny"
         )
-    configs = configs_of(settings, overrides)
+    configs, options = configs_of(settings, overrides), options_of(settings)
+    expect_writable(Path(settings.output or Path(settings.results_dir) / "rows.csv"))
     with Display() as display, tempfile.TemporaryDirectory() as folder:
         clip = write_clip(Path(folder) / "clip.mp4")
-        measured = measure(configs, settings.frames, options_of(settings), clip, display.progress())
+        measured = measure(configs, settings.frames, options, clip, display.progress())
     measured.video = f"{CLIP_FRAMES:,} frames of {CLIP_SIZE[0]} x {CLIP_SIZE[1]}, H.264"
     if settings.output:
         write_text(Path(settings.output), measured.rows.to_csv(index=False))
         print(f"{len(measured.rows)} rows: {settings.output}")
-        return
+        return measured.complain()
     folder, name = Path(settings.results_dir), f"measured_{measured.machine.slug}"
     write_text(folder / f"{name}.csv", measured.rows.to_csv(index=False))
     write_text(folder / f"{name}.md", measured_report.as_markdown(measured))
     figures = measured_report.draw(measured, folder / "figures" / name)
     measured_report.show(measured)
     print(f"All {len(measured.rows)} rows: {folder / name}.csv, .md; figure: {', '.join(map(str, figures))}")
+    measured.complain()
 
 
 def options_of(settings: DictConfig) -> Options:
-    """How the settings want it measured."""
+    """How the settings want it measured; UserError for a device or a backend of torch.compile that is not there."""
+    if settings.compile is not None and settings.compile not in (backends := torch.compiler.list_backends(())):
+        raise UserError(f"compile={settings.compile}: there is no such backend; there are {', '.join(backends)}")
     return Options(
         find_device(settings.device),
         getattr(torch, settings.dtype.name),
@@ -74,13 +78,15 @@ def configs_of(
 ) -> dict[str, SlowFastConfig]:
     """The configurations of the architectures that are measured (or of `names`), under the settings that were typed.
 
-    UserError for an architecture that is not there.
+    UserError for an architecture that is not there, and for a typed setting that changes none of them.
     """
-    names, known = list(names or settings.architectures or ARCHITECTURES), group_choices()
+    given, names, known = names, list(names or settings.architectures or ARCHITECTURES), group_choices()
     for name in names:
         if name not in known["architecture"]:
             allowed = closest_first(name, known["architecture"])
             raise UserError(f"architectures: there is no architecture '{name}'; there are {allowed}")
+    if not given:
+        refuse_idle(overrides, names)
     typed = [text for text in overrides if group_of(text) in known and group_of(text) != "architecture"]
     return {name: model_config(compose_variant(name, (), typed)) for name in names}
 

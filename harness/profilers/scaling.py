@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from architectures import SlowFastConfig
 from architectures.cost import prefill_cost
-from harness.paths import write_text
+from harness.paths import expect_writable, write_text
 from harness.profilers import scaling_report
 from harness.profilers.measure import Measured, measure
 from harness.profilers.overhead import BASELINE, HYBRID, measure_overhead
@@ -47,6 +47,9 @@ AT_7B = "paper"  # the scale whose name people know
 def scaling(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Measure (on one thread) and count against frames; print slopes and overhead, store and draw them."""
     configs, options = configs_of(settings, overrides), options_of(settings)
+    folder = Path(settings.results_dir)
+    for path in (folder / "scaling.md", Path(settings.output or folder / "scaling.csv")):
+        expect_writable(path)
     long_s = (1 - OVERHEAD_PART) * settings.seconds
     rounds = Rounds(settings.rounds, settings.warmup, min(AT_LEAST, settings.rounds), long_s)
     with Display() as display, one_thread():
@@ -66,7 +69,6 @@ def scaling(settings: DictConfig, overrides: Sequence[str]) -> None:
         )
     points = pd.concat([counted_points(configs, settings), measured_points(measured)], ignore_index=True)
     slopes = slopes_of(points)
-    folder = Path(settings.results_dir)
     write_text(Path(settings.output or folder / "scaling.csv"), points.to_csv(index=False))
     write_text(folder / "scaling_slopes.csv", slopes.to_csv(index=False))
     write_text(folder / "scaling_overhead.csv", overhead.rows.to_csv(index=False))
@@ -74,6 +76,7 @@ def scaling(settings: DictConfig, overrides: Sequence[str]) -> None:
     figures = scaling_report.draw(points, slopes, folder / "figures" / "scaling", measured.machine)
     scaling_report.show(points, slopes, overhead, measured.machine)
     print(f"Rows: {folder / 'scaling'}*.csv, .md; figure: {', '.join(map(str, figures))}")
+    measured.complain()
 
 
 def mid_size(config: SlowFastConfig, image_size: int) -> SlowFastConfig:

@@ -4,6 +4,7 @@ import gc
 import os
 import re
 import time
+import traceback
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,10 @@ from harness.progress import SILENT, Progress
 NOT_RUN = "not run: time budget"
 # What torch says, in errors of no type of their own, when an allocator has no more and when there is no kernel.
 OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
-NO_KERNEL = ("o available kernel", "o viable backend", "not implemented for")
+NO_KERNEL = (
+    *("o available kernel", "o viable backend", "not implemented for"),
+    *("o execution plans support", "unable to find an engine"),  # cuDNN: of an attention, of a convolution
+)
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else the profiler reports its every start and stop on stderr
 MEMORY_EVENT = "[memory]"  # the profiler's name for an allocation (bytes above 0) or its end (below)
 
@@ -185,12 +189,13 @@ def interleaved(
     device: torch.device,
     progress: Progress = SILENT,
     name: str = "measuring",
+    crashes: list[str] | None = None,
 ) -> list[Timed]:
     """Run all cells in turn, round after round, every other round in reverse order, so that drift can't decide.
 
     A cell allocates what it needs, tells the clock its stages, and lets go of everything. Where memory does not
-    suffice, or torch has no kernel for what is asked, that cell ends with the reason as its `error`; any other
-    exception is raised.
+    suffice, or torch has no kernel for what is asked, that cell ends with the reason as its `error`. Any other
+    exception is raised; with a list of `crashes` its traceback goes there instead, and only that cell ends.
     """
     results = [Timed() for _ in cells]
     started = time.monotonic()
@@ -204,7 +209,7 @@ def interleaved(
                 left_s = None if rounds.seconds is None else rounds.seconds - (time.monotonic() - started)
                 beyond = number >= (rounds.at_least or rounds.measured)
                 if not timed.error and _fits(timed, left_s) and not (beyond and _used_s(timed) > share_s):
-                    _one_round(cells[index], timed, clock, number >= 0)
+                    _one_round(cells[index], timed, clock, number >= 0, crashes)
                 bar.advance()
     for timed in results:
         if not timed.rounds and not timed.error:
@@ -221,12 +226,14 @@ def _used_s(timed: Timed) -> float:
     return timed.last_s * (timed.rounds + 1)
 
 
-def _one_round(cell: Callable[[Clock], None], timed: Timed, clock: Clock, measured: bool) -> None:
+def _one_round(
+    cell: Callable[[Clock], None], timed: Timed, clock: Clock, measured: bool, crashes: list[str] | None
+) -> None:
     started = time.monotonic()
     try:
         cell(clock)
-    except RuntimeError as error:
-        timed.error = refusal(error)
+    except Exception as error:  # noqa: BLE001 - a mistake in one cell must not lose the others' minutes: see `crashed`
+        timed.error = refusal(error) or crashed(error, crashes)
         clock.stop()
     else:
         for stage, peak in clock.peaks().items():
@@ -251,10 +258,10 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def refusal(error: RuntimeError) -> str:
+def refusal(error: Exception) -> str:
     """Why a cell ends, in a sentence, when memory does not suffice or what is asked for is not to be had.
 
-    Raises the error again if it is of another kind: a mistake in the code is no result.
+    "" for an error of another kind: a mistake in the code is no result.
     """
     text = str(error)
     if isinstance(error, torch.OutOfMemoryError) or any(words in text for words in OUT_OF_MEMORY):
@@ -262,7 +269,15 @@ def refusal(error: RuntimeError) -> str:
         return f"out of memory{f': {wanted[1]} more were asked for' if wanted else ''}"
     if isinstance(error, RefusedError) or any(words in text for words in NO_KERNEL):
         return f"not available: {_sentence(text)}"
-    raise error
+    return ""
+
+
+def crashed(error: Exception, crashes: list[str] | None) -> str:
+    """Notes the traceback, as text so that it holds no memory, and says what happened; without a list, raises it."""
+    if crashes is None:
+        raise error
+    crashes.append("".join(traceback.format_exception(error)))
+    return f"crashed: {type(error).__name__}: {_sentence(str(error))}"
 
 
 def free_memory() -> None:

@@ -11,7 +11,7 @@ import torch
 from rich.table import Table
 
 from harness.profilers.machine import Machine
-from harness.profilers.timing import Clock, Rounds, interleaved
+from harness.profilers.timing import NOT_RUN, Clock, Rounds, interleaved
 from harness.progress import SILENT, Progress
 from harness.provenance import provenance
 
@@ -63,13 +63,16 @@ def measure(
 ) -> list[Measurement]:
     """Run the cases in turn; `unit` is MS, or "SOMETHING/s" of the cases' amounts.
 
-    A case that the time did not suffice for is left out.
+    A case that the time did not suffice for is left out; RuntimeError if one failed.
     """
     for _ in range(rounds.warmup):
         for case in cases:
             case.run()
     # Not its own warm-up, in which it traces every allocation: an evaluation makes too many.
     timed = interleaved([_cell(case) for case in cases], replace(rounds, warmup=0), CPU, progress, part)
+    for case, result in zip(cases, timed, strict=True):
+        if result.error not in ("", NOT_RUN):
+            raise RuntimeError(f"{part}, {case.what}, {case.variant}: {result.error}")
     return [
         _summary(part, case, np.array(result.seconds[RUN]), unit)
         for case, result in zip(cases, timed, strict=True)
