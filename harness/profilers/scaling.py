@@ -14,6 +14,7 @@ import pandas as pd
 from omegaconf import DictConfig
 
 from architectures import SlowFastConfig
+from architectures.bench import MEASURED as WIDTH_512
 from architectures.cost import prefill_cost
 from harness.paths import expect_writable, write_text
 from harness.profilers import scaling_report
@@ -25,16 +26,7 @@ from harness.profilers.slopes import slope_of
 from harness.profilers.timing import Rounds, one_thread
 from harness.progress import Display
 
-MID_SIZE = {
-    "model_type": "qwen2",
-    "hidden_size": 512,
-    "num_hidden_layers": 8,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "intermediate_size": 1408,
-    "vocab_size": 8000,
-    "eos_token_id": None,
-}
+MID_SIZE = {"model_type": "qwen2", "eos_token_id": None, **WIDTH_512}
 TOKENS_9, TOKENS_81 = 96, 288  # pixels of which the tiny encoder makes 3 x 3 and 9 x 9 tokens, pooled by 2
 AT_LEAST = 3  # rounds of every cell, as far as the time allows
 OVERHEAD_PART = 0.15  # of the time for the overhead: cells of a second
