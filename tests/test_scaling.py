@@ -150,7 +150,7 @@ def test_an_overhead_that_could_not_be_measured_says_why() -> None:
 
 def test_the_verb(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scaling, "MID_SIZE", MID_SIZE | TINY)
-    small = ["scale=mini", "encoder=tiny", "frames=[16,32,64]", "text_tokens=[8]", "rounds=3", "seconds=20"]
+    small = ["scale=mini", "encoder=tiny", "frames=[16,32,64]", "text_tokens=[8]", "rounds=3", "seconds=200"]
     assert main(["scaling", *small, f"results_dir={tmp_path}"]) == 0
     printed = capsys.readouterr().out
     assert "Is it linear?" in printed
