@@ -7,13 +7,14 @@ series apart in grey.
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 from matplotlib.transforms import offset_copy
 
 from harness.paths import write_text
@@ -45,6 +46,11 @@ class Style:
     marker: str
     line: str | tuple
     label: tuple[float, float] = (5, -9)
+
+    @property
+    def look(self) -> dict[str, Any]:
+        """Its line and marks, as matplotlib's options."""
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line, "linewidth": 1.2}
 
 
 STYLES = {
@@ -88,10 +94,7 @@ def accuracy_vs_frames(table: pd.DataFrame, by_seed: pd.DataFrame, scale: str) -
         _series(axes, x, group, style, name)
         _seed_marks(axes, x, group, style)
     ticks = sorted(measured["frames"].unique())
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, [str(tick) for tick in ticks])
+    frames_axis(axes, ticks)
     axes.set_xlabel("frames sampled from each video")
     axes.set_title(f"Accuracy against frames ({scale} scale)")
     _finish(axes, table)
@@ -154,14 +157,11 @@ def _series(axes: Axes, x: pd.Series, group: pd.DataFrame, style: Style, name: s
         x,
         y,
         yerr=[y - group[f"{AVERAGE}_lo"], group[f"{AVERAGE}_hi"] - y],
-        color=style.colour,
-        marker=style.marker,
-        linestyle=style.line,
         markersize=4.5,
-        linewidth=1.2,
         capsize=2.5,
         elinewidth=0.9,
         label=name,
+        **style.look,
     )
 
 
@@ -239,6 +239,22 @@ def _style(name: str, measured: pd.DataFrame) -> Style:
         return STYLES[name]
     further = [each for each in measured["architecture"].unique() if each not in STYLES]
     return FURTHER[further.index(name) % len(FURTHER)]
+
+
+def frames_axis(axes: Axes, ticks: list[int], form: str = "", **options: Any) -> None:
+    """A logarithmic x axis with exactly these ticks; `form` is a number's format, `options` are those of its labels."""
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(ticks))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.set_xticks(ticks, [f"{tick:{form}}" for tick in ticks], **options)
+
+
+def log_cost_axis(axes: Axes, steps: tuple[int, ...]) -> None:
+    """A logarithmic y axis with ticks at `steps` of each decade, as plain numbers."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=steps))
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
 
 
 def save(figure: Figure, stem: Path) -> list[Path]:

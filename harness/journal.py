@@ -1,5 +1,4 @@
-"""A journal of answers that survives `kill -9`: one JSON line per question, appended batch by batch,
-and one for each video that a batch needed.
+"""A journal of answers that survives `kill -9`: JSON lines, of questions and of videos, appended batch by batch.
 
 The first line says what the answers depend on (checkpoint, frames, prompts, ...), so that a journal is only
 continued by the run that it belongs to. A line that was cut off in the middle is dropped and answered again.

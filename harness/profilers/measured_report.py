@@ -6,12 +6,11 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from harness.figures import FURTHER, SETTINGS, STYLES, Style, save
+from harness.figures import FURTHER, SETTINGS, STYLES, Style, frames_axis, log_cost_axis, save
 from harness.profilers.measure import VIDEO_DECODING, Measured
 
 COLUMNS = (
@@ -152,13 +151,10 @@ def _draw_times(axes: Axes, rows: pd.DataFrame, name: str, style: Style) -> None
         there["frames"],
         y,
         yerr=[y - there["q1_ms"], there["q3_ms"] - y],
-        color=style.colour,
-        marker=style.marker,
-        linestyle=style.line,
         markersize=4.5,
-        linewidth=1.2,
         capsize=2.5,
         label=f"{name}, {KINDS[0]}",
+        **style.look,
     )
     predicted = rows[rows["predicted_ms"].notna()]
     if len(predicted):
@@ -189,14 +185,8 @@ def _thin(
 
 
 def _finish(axes: Axes, ticks: list[int], label: str) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    frames_axis(axes, ticks, ",")
+    log_cost_axis(axes, (1, 2, 5))
     axes.set_xlabel("frames")
     axes.set_ylabel(label)
 

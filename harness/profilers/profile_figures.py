@@ -6,10 +6,9 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, NullLocator
 
 from architectures.cost import STAGES
-from harness.figures import SETTINGS, Style, save
+from harness.figures import SETTINGS, Style, frames_axis, save
 from harness.profilers.headline import STATED
 from harness.profilers.variants import REFERENCE
 
@@ -66,12 +65,9 @@ def overhead_against_frames(rows: pd.DataFrame, scale: str) -> Figure:
             axes.plot(
                 line["frames"],
                 100 * line[f"{scope}_overhead"],
-                color=style.colour,
-                marker=style.marker,
-                linestyle=style.line,
                 markersize=4,
-                linewidth=1.2,
                 label=NAMES.get(series, series),
+                **style.look,
             )
         finish(axes, rows, name)
     left.axhline(100 * STATED, color="#666666", linewidth=0.9, linestyle=(0, (2, 2)))
@@ -90,14 +86,11 @@ SMALL = {"textcoords": "offset points", "ha": "right", "fontsize": 7, "color": "
 def finish(axes: Axes, rows: pd.DataFrame, name: str) -> None:
     """Scales, ticks, titles."""
     ticks = sorted(rows["frames"].unique())
-    axes.set_xscale("log", base=2)
+    frames_axis(axes, ticks, fontsize=6.5, rotation=45)
     if any(len(line.get_xdata()) for line in axes.lines):
         axes.set_yscale("log")
     else:
         say_empty(axes, "nothing above zero")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, [str(tick) for tick in ticks], fontsize=6.5, rotation=45)
     axes.set_xlabel("frames")
     axes.set_ylabel("overhead, % of FLOPs")
     axes.set_title(name)

@@ -13,7 +13,6 @@ import torch
 from omegaconf import DictConfig
 
 from architectures import SlowFastConfig
-from harness.compose import closest_first, group_choices
 from harness.errors import UserError
 from harness.models import model_config
 from harness.paths import expect_writable, write_text
@@ -21,9 +20,8 @@ from harness.profilers import measured_report
 from harness.profilers.machine import find_device
 from harness.profilers.measure import Options, measure
 from harness.profilers.timing import Rounds
-from harness.profilers.variants import compose_variant, refuse_idle
+from harness.profilers.variants import about_groups, compose_variant, expect_known, refuse_idle
 from harness.progress import Display
-from harness.table import group_of
 
 ARCHITECTURES = ("self_attention", "slow_fast")  # where the settings name none: the baseline and the paper's
 CLIP_FRAMES, CLIP_FPS, CLIP_SIZE = 1200, 30, (320, 240)  # of the file whose reading is timed
@@ -80,15 +78,11 @@ def configs_of(
 
     UserError for an architecture that is not there, and for a typed setting that changes none of them.
     """
-    given, names, known = names, list(names or settings.architectures or ARCHITECTURES), group_choices()
-    for name in names:
-        if name not in known["architecture"]:
-            allowed = closest_first(name, known["architecture"])
-            raise UserError(f"architectures: there is no architecture '{name}'; there are {allowed}")
-    if not given:
-        refuse_idle(overrides, names)
-    typed = [text for text in overrides if group_of(text) in known and group_of(text) != "architecture"]
-    return {name: model_config(compose_variant(name, (), typed)) for name in names}
+    chosen = list(names or settings.architectures or ARCHITECTURES)
+    expect_known(chosen)
+    if not names:
+        refuse_idle(overrides, chosen)
+    return {name: model_config(compose_variant(name, (), about_groups(overrides))) for name in chosen}
 
 
 def write_clip(path: Path) -> Path:

@@ -6,12 +6,11 @@ import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator, StrMethodFormatter
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from harness.figures import FURTHER, SETTINGS, STYLES, save
+from harness.figures import FURTHER, SETTINGS, STYLES, frames_axis, log_cost_axis, save
 from harness.profilers.machine import Machine
 from harness.profilers.overhead import Overhead
 
@@ -135,20 +134,13 @@ def _curves(axes: Axes, part: pd.DataFrame, slopes: pd.DataFrame, divisor: float
             bars = [value - curve["q1"].astype(float) / divisor, curve["q3"].astype(float) / divisor - value]
         else:
             bars = None
-        look = {"color": style.colour, "marker": style.marker, "linestyle": style.line, "markersize": 4.5}
-        axes.errorbar(curve["frames"], value, yerr=bars, linewidth=1.2, capsize=2.5, label=label, **look)
+        axes.errorbar(curve["frames"], value, yerr=bars, markersize=4.5, capsize=2.5, label=label, **style.look)
     _finish(axes, sorted(part["frames"].unique()))
 
 
 def _finish(axes: Axes, ticks: list[int]) -> None:
-    axes.set_xscale("log", base=2)
-    axes.set_yscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], rotation=45)
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
-    axes.yaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,g}"))
+    frames_axis(axes, ticks, ",", rotation=45)
+    log_cost_axis(axes, (1, 3))
     axes.legend(loc="upper left")
 
 

@@ -51,17 +51,22 @@ def variants(settings: DictConfig, overrides: Sequence[str]) -> list[Variant]:
 
     Raises UserError for an architecture that is not there, and for a typed setting that changes no variant.
     """
-    known = group_choices()["architecture"]
-    named = list(settings.architectures or [])
-    for name in named:
-        if name not in known:
-            raise UserError(f"architectures: there is no architecture '{name}'; there are {closest_first(name, known)}")
+    known, named = group_choices()["architecture"], list(settings.architectures or [])
+    expect_known(named)
     refuse_idle(overrides, named or known)
     typed = about_groups(overrides)
     made = [variant for name in named or known for variant in both_budgets(name, (), typed)]
     if not named:
         made += of_slow_fast(typed)
     return made
+
+
+def expect_known(architectures: Sequence[str]) -> None:
+    """UserError for an architecture that is not there."""
+    known = group_choices()["architecture"]
+    for name in architectures:
+        if name not in known:
+            raise UserError(f"architectures: there is no architecture '{name}'; there are {closest_first(name, known)}")
 
 
 def about_groups(overrides: Sequence[str]) -> list[str]:
