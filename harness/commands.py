@@ -204,13 +204,15 @@ def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Mad
 def suite_of(settings: DictConfig) -> Path:
     """The folder of the suite that the settings name, or that of their seed, made if it is not there."""
     from harness.mini.suite import SIZES, build_suite, load_suite
+    from harness.mini.world import World
 
     if settings.suite is not None:
         load_suite(Path(settings.suite))
         return Path(settings.suite)
     workers = default_jobs() if settings.jobs is None else max(settings.jobs, 1)
     with Display() as display:
-        return build_suite(settings.seed, SIZES[settings.scale.suite], None, workers, display.progress())
+        world = World.of(settings.world.evaluation)
+        return build_suite(settings.seed, SIZES[settings.scale.suite], None, workers, display.progress(), world)
 
 
 def _refuse_paper_scale(settings: DictConfig) -> None:

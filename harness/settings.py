@@ -53,6 +53,7 @@ class Groups:
     """The groups: what a model consists of, and the sizes of everything."""
 
     scale: dict[str, Any] = group("sizes of everything")
+    world: dict[str, Any] = group("what happens in the mini clips, in adaptation and in evaluation")
     architecture: dict[str, Any] = group("a row of the table: sets the groups below")
     selector: dict[str, Any] = group("which frames the encoder sees")
     encoder: dict[str, Any] = group("frames to features")

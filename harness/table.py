@@ -22,7 +22,7 @@ from harness.journal import SCORING
 from harness.mini.recipes import BaseTraining
 from harness.mini.suite import load_suite, suite_state
 from harness.mini.training import adapt_training_seed, base_training_seed
-from harness.mini.world import development_seed, evaluation_seed, training_seed
+from harness.mini.world import World, development_seed, evaluation_seed, training_seed
 from harness.models import check_variant, model_config, plain, variant_of
 from harness.provenance import Provenance
 from harness.rows import CONTROLLED, Row, make_row
@@ -33,6 +33,7 @@ from harness.video import SAMPLING_RULE
 
 POOL_PARTS = 4
 TEXT_TOKENS = 64
+NOTHING_ELSE = {"dwell": None, "distractors": 0}  # the plain world, as plain data
 PAPER = ("scale=paper", "encoder=convnext_xxlarge")
 CONTROLS = tuple(control.value for control in Control if control is not Control.none)
 VARIANT_GROUPS = ("architecture", "selector", "compressor", "fusion", "gate", "placement", "scope", "slow_tokens")
@@ -84,6 +85,8 @@ class Plan:
         self.cells = list(cells)
         self.suite: Path | None = None
         evaluation_seed(settings.seed)  # it and the next refuse what is out of range
+        for world in (settings.world.training, settings.world.evaluation):
+            World.of(world)
         for base_seed in settings.base_seeds:
             base_training_seed(settings.seed, base_seed)
         check_scale(self.scale)
@@ -154,20 +157,19 @@ class Plan:
 
     def pool(self) -> list[Stage]:
         """The features of the training clips, in parts, and of the development clips."""
-        ranges = {f"pool{part}": (*edges, "training") for part, edges in enumerate(self.pool_ranges())}
+        ranges = dict(zip(self.pool_parts(), ((*edges, "training") for edges in self.pool_ranges()), strict=True))
         ranges["development"] = (0, min(100, self.scale.pool_clips), "development")
-        sources = (*ENCODING, "harness.mini.pool")
-        return [
-            Stage(
-                name,
-                "harness.mini.training:pool_stage",
-                {"seed": self.settings.seed, "start": start, "stop": stop, "clips": clips},
-                {"encoder": "encoder"},
-                weight=0.05 * (stop - start),
-                sources=sources,
-            )
-            for name, (start, stop, clips) in ranges.items()
-        ]
+        stages = [self.pool_part(name, *its, NOTHING_ELSE) for name, its in ranges.items()]
+        if (world := plain(self.settings.world.training)) != NOTHING_ELSE:
+            own = zip(self.world_parts().values(), self.pool_ranges(), strict=True)
+            stages += [self.pool_part(name, *edges, "training", world) for name, edges in own]
+        return stages
+
+    def pool_part(self, name: str, start: int, stop: int, clips: str, world: dict[str, Any]) -> Stage:
+        """The features of the "training" or "development" clips `start` to `stop` of a world."""
+        kwargs = {"seed": self.settings.seed, "start": start, "stop": stop, "clips": clips, "world": world}
+        weight, sources = 0.05 * (stop - start), (*ENCODING, "harness.mini.pool")
+        return Stage(name, "harness.mini.training:pool_stage", kwargs, {"encoder": "encoder"}, weight, sources)
 
     def selection(self) -> list[Stage]:
         """What rows with a frame selector need besides: its own encoder, if any, and its choices of frames."""
@@ -196,9 +198,10 @@ class Plan:
             "frames": cell.frames,
             "variant": variant_of(self.of_architecture[cell.architecture]),
             "recipe": plain(self.scale.adapt),
+            "world": plain(self.settings.world.training),
         }
         chosen = selection_needs(self.of_architecture[cell.architecture], cell.frames, POOL_PARTS)
-        needs = {"base": f"base{base_seed}", **self.pool_parts(), **chosen}
+        needs = {"base": f"base{base_seed}", **self.world_parts(), **chosen}
         function = "harness.mini.training:adapt_stage"
         weight = 0.25 * self.scale.adapt.steps
         return Stage(model_name(cell, base_seed), function, kwargs, needs, weight, LEARNING)
@@ -241,8 +244,14 @@ class Plan:
         return list(pairwise(edges))
 
     def pool_parts(self) -> dict[str, str]:
-        """The parts of the pool, as needs."""
+        """The parts of the plain world's pool, which bases learn from, as needs."""
         return {f"pool{part}": f"pool{part}" for part in range(POOL_PARTS)}
+
+    def world_parts(self) -> dict[str, str]:
+        """The parts of the pool that rows are adapted on, as needs: those of the world asked for."""
+        world = self.settings.world
+        suffix = "" if plain(world.training) == NOTHING_ELSE else f"-{world.name}"
+        return {part: f"{part}{suffix}" for part in self.pool_parts()}
 
     # --------------------------------------------------------------------------------------------- rows
 
@@ -288,7 +297,10 @@ class Plan:
         chosen = selection_needs(self.of_architecture[cell.architecture], cell.frames, POOL_PARTS)
         return {
             "encoder": seconds["encoder"],
-            "pool": sum(seconds[part] for part in (*self.pool_parts(), "development", *chosen.values())),
+            "pool": sum(
+                seconds[part]
+                for part in sorted({*self.pool_parts(), *self.world_parts().values(), "development", *chosen.values()})
+            ),
             "base": seconds[f"base{base_seed}"],
             "adapt": seconds[model_name(cell, base_seed)],
             "evaluate": seconds[scores_name(cell, base_seed, control)],

@@ -46,6 +46,7 @@ def selection_stages(
         "vision": plain(settings.encoder),
         "selector": plain(settings.selector),
         "frames": frames,
+        "world": plain(settings.world.training),
     }
     function = "harness.mini.training:selection_stage"
     return [

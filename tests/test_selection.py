@@ -25,7 +25,7 @@ from harness.mini.world import FRAMES, development_seed, draw_clip, render, trai
 from harness.models import check_variant
 from harness.progress import SILENT
 from harness.stages import resolve
-from harness.table import Cell, Plan
+from harness.table import NOTHING_ELSE, Cell, Plan
 from harness.video import read_frames
 
 KEEP, OFFERED = 6, 40
@@ -52,7 +52,7 @@ def cheap_encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def chosen_in_training(name: str, out: Path, cheap_encoder: Path) -> np.ndarray:
     """The pool's choices, by the stage that makes them."""
     cheap = {"cheap_encoder": cheap_encoder} if name == "salience" else {}
-    selection_stage(out, SILENT, 0, 0, CLIPS, VISION, SPECS[name], OFFERED, **cheap)
+    selection_stage(out, SILENT, 0, 0, CLIPS, VISION, SPECS[name], OFFERED, NOTHING_ELSE, **cheap)
     return read_choices([out / CHOICES])
 
 

@@ -1,6 +1,7 @@
 """The mini world: its promises about flashes, its determinism, its speed, and what survives the codec."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from harness.mini.world import (
     COLOUR_RGB,
     COLOURS,
     DEVELOPMENT_SEEDS,
+    DISTRACTOR_MASK,
     EVALUATION_SEEDS,
     FRAMES,
     GLYPH_MASKS,
@@ -22,6 +24,7 @@ from harness.mini.world import (
     SIZE,
     TRAINING_SEEDS,
     Clip,
+    World,
     development_seed,
     draw_clip,
     draw_dense_frames,
@@ -80,6 +83,83 @@ def test_singles_come_in_order_of_time():
     repeated = CLIPS[0].counts.index(3)
     with pytest.raises(ValueError, match="3 times"):
         CLIPS[0].flash_of(repeated)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 8, 32, 64])
+def test_dwelling_flashes_keep_their_promises(frames: int):
+    """Those asked about stay as long as they should, nothing overlaps in a quadrant, the order can be told."""
+    for index in range(60):
+        clip, plain = draw_clip(SEED, index, World((frames, frames))), CLIPS[index]
+        assert clip.counts == plain.counts
+        assert (clip.motion, clip.ball, clip.drift) == (plain.motion, plain.ball, plain.drift)
+        stays = {flash.duration for flash in clip.flashes if clip.counts[flash.glyph] == 1}
+        assert stays == {frames}
+        assert all(flash.duration in (1, 2) for flash in clip.flashes if clip.counts[flash.glyph] > 1)
+        assert min(np.diff([flash.start for flash in clip.flashes])) >= MIN_ONSET_GAP
+        for place in range(len(PLACES)):
+            shown = [t for f in clip.flashes if f.place == place for t in range(f.start, f.start + f.duration)]
+            assert len(set(shown)) == len(shown)
+            assert not shown or max(shown) < FRAMES
+        for flash in clip.flashes:
+            top, left = flash.place // 2 * HALF, flash.place % 2 * HALF
+            assert top <= flash.y <= top + HALF - GLYPH_SIZE
+            assert left <= flash.x <= left + HALF - GLYPH_SIZE
+
+
+def test_a_range_of_dwelling_is_drawn_evenly_on_a_logarithmic_scale():
+    stays = np.array([max(f.duration for f in draw_clip(SEED, i, World((4, 63))).flashes) for i in range(400)])
+    assert stays.min() >= 4
+    assert stays.max() <= 63
+    counts = np.histogram(stays, [4, 8, 16, 32, 64])[0]
+    assert np.abs(counts - 100).max() < 5 * np.sqrt(100)
+
+
+def test_dwelling_flashes_are_drawn_where_the_clip_says():
+    clip = draw_clip(SEED, 3, World((32, 32)))
+    assert all(recovered(clip, render(clip)))
+
+
+def test_distractors_come_alone_and_change_nothing_else():
+    frames_of = []
+    for index in range(40):
+        clip, plain = draw_clip(SEED, index, World(None, 24)), CLIPS[index]
+        assert clip.flashes == plain.flashes
+        flashing = {t for flash in clip.flashes for t in range(flash.start, flash.start + flash.duration)}
+        frames = [t for t, _, _ in clip.distractors]
+        assert len(set(frames)) == len(frames) == 24
+        assert not flashing & set(frames)
+        frames_of += frames
+        if index < 5:
+            changed = (render(clip) != render(plain)).any((1, 2, 3))
+            assert set(np.flatnonzero(changed)) == set(frames)
+    assert np.histogram(frames_of, 4, (0, FRAMES))[0].min() > 180  # of 240 each: all over the clip
+
+
+def test_a_distractor_is_as_salient_as_a_flash_and_is_none_of_the_glyphs():
+    """Its distance from the same pixels without it lies within that of the colours; no glyph explains it as well."""
+    plain, distracted = render(CLIPS[0]).astype(float), draw_clip(SEED, 0, World(None, 24))
+    with_patch = render(distracted).astype(float)
+    from_patch = [np.abs(with_patch[t] - plain[t]).sum() for t, _, _ in distracted.distractors]
+    bare = render(replace(CLIPS[0], flashes=())).astype(float)
+    from_flash = [np.abs(plain[f.start] - bare[f.start]).sum() for f in CLIPS[0].flashes]
+    assert min(from_flash) < np.mean(from_patch) < 1.5 * max(from_flash)
+    overlaps = [(mask == DISTRACTOR_MASK).mean() for mask in GLYPH_MASKS]
+    assert max(overlaps) < 0.75
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"dwell": [0, 4], "distractors": 0}, "dwell is"),
+        ({"dwell": [8, 4], "distractors": 0}, "dwell is"),
+        ({"dwell": [1, 65], "distractors": 0}, "dwell is"),
+        ({"dwell": None, "distractors": -1}, "distractors is -1"),
+        ({"dwell": None}, "it has dwell and distractors"),
+    ],
+)
+def test_a_world_that_cannot_be_is_refused(fields: dict, complaint: str):
+    with pytest.raises(UserError, match=complaint):
+        World.of(fields)
 
 
 def test_every_property_is_drawn_evenly():

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from harness.benchmarks import LETTERS, benchmark_named
 from harness.errors import UserError
-from harness.mini.suite import load_index
+from harness.mini.suite import load_index, world_of
 from harness.mini.world import FRAMES, GLYPH_MASKS, GLYPH_SIZE, GLYPHS, draw_clip
 from harness.video import read_frames
 
@@ -31,7 +31,7 @@ def contact_sheet(suite: Path, benchmark: str, doc_id: int, out: Path, task: str
     sample = find_sample(suite, benchmark, doc_id, task)
     path = Path(suite) / "home" / sample.video
     frames_THWC = read_frames(path, FRAMES).frames_THWC
-    flashes = draw_clip(int(sample.clip_seed), int(sample.clip_index)).flashes
+    flashes = draw_clip(int(sample.clip_seed), int(sample.clip_index), world_of(suite)).flashes
     flashing = {t for flash in flashes for t in range(flash.start, flash.start + flash.duration)}
     sheet = _sheet(frames_THWC, flashing, _header(sample))
     out = Path(out)

@@ -14,19 +14,25 @@ from architectures.encoders import Encoder
 from architectures.selectors import Selector
 from harness.mini.clips import through_codec
 from harness.mini.encoder import normalise
-from harness.mini.world import FRAMES, Clip, draw_clip, render
+from harness.mini.world import FRAMES, PLAIN, Clip, World, draw_clip, render
 from harness.video import uniform_indices
 
 
 def write_features(
-    encoder: Encoder, seed: int, start: int, stop: int, path: Path, progress: Callable[[int, int], None]
+    encoder: Encoder,
+    seed: int,
+    start: int,
+    stop: int,
+    path: Path,
+    progress: Callable[[int, int], None],
+    world: World = PLAIN,
 ) -> None:
-    """Clips `start` to `stop` of a seed, through codec and encoder, as `float16 features_NTPV` (npy)."""
+    """Clips `start` to `stop` of a seed and world, through codec and encoder, as `float16 features_NTPV` (npy)."""
     rows, columns = encoder.grid
     shape = (stop - start, FRAMES, rows * columns, encoder.width)
     features = np.lib.format.open_memmap(path, "w+", np.float16, shape)
     for index in range(start, stop):
-        frames_THWC = through_codec(render(draw_clip(seed, index)))
+        frames_THWC = through_codec(render(draw_clip(seed, index, world)))
         with torch.no_grad():
             features[index - start] = encoder.encode(normalise(frames_THWC, encoder)).numpy()
         progress(index - start + 1, stop - start)
@@ -41,15 +47,16 @@ def write_choices(
     frames: int,
     path: Path,
     progress: Callable[[int, int], None],
+    world: World = PLAIN,
 ) -> None:
-    """Of `frames` frames sampled uniformly from each clip of a seed, those that are kept: `int16 choices_NK` (npy).
+    """Of `frames` frames sampled uniformly from each clip, those that are kept: `int16 choices_NK` (npy).
 
     They are places in the whole clip, ascending. `encoder` says how frames are normalised.
     """
     offered_T = uniform_indices(FRAMES, frames)
     choices_NK = np.empty((len(clips), selector.n_frames(frames)), np.int16)
     for row, index in enumerate(clips):
-        frames_THWC = through_codec(render(draw_clip(seed, index)))[offered_T]
+        frames_THWC = through_codec(render(draw_clip(seed, index, world)))[offered_T]
         choices_NK[row] = offered_T[selector(normalise(frames_THWC, encoder)[None])[0].numpy()]
         progress(row + 1, len(clips))
     np.save(path, choices_NK)
@@ -68,10 +75,10 @@ class Pool:
     parts: list[np.ndarray]
 
     @classmethod
-    def open(cls, seed: int, paths: list[Path]) -> "Pool":
+    def open(cls, seed: int, paths: list[Path], world: World = PLAIN) -> "Pool":
         """The pool in the files that `write_features` made of consecutive ranges from clip 0 on."""
         parts = [np.load(path, mmap_mode="r") for path in paths]
-        return cls([draw_clip(seed, index) for index in range(sum(map(len, parts)))], parts)
+        return cls([draw_clip(seed, index, world) for index in range(sum(map(len, parts)))], parts)
 
     def __len__(self) -> int:
         return len(self.clips)

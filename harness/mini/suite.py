@@ -29,7 +29,7 @@ from harness.benchmarks import BENCHMARKS, Benchmark, Doc
 from harness.errors import UserError
 from harness.mini import clips, schema
 from harness.mini.questions import MAX_OPTIONS, MIN_OPTIONS, Question, draw_question
-from harness.mini.world import GENERATOR_VERSION, Clip, draw_clip, evaluation_seed, render
+from harness.mini.world import GENERATOR_VERSION, PLAIN, Clip, World, draw_clip, evaluation_seed, render
 from harness.paths import cache_dir, new_directory
 from harness.progress import SILENT, Progress
 from harness.stages import code_hash
@@ -77,7 +77,8 @@ class Sizes:
 
 FULL = Sizes(videomme=80, mlvu=119, mvbench=240, egoschema=240, longvideobench=120)
 SMALL = Sizes(videomme=8, mlvu=7, mvbench=20, egoschema=12, longvideobench=17)
-SIZES = {"full": FULL, "small": SMALL}
+HALF = Sizes(videomme=40, mlvu=60, mvbench=120, egoschema=120, longvideobench=60)
+SIZES = {"full": FULL, "half": HALF, "small": SMALL}
 
 
 @dataclass(frozen=True)
@@ -93,17 +94,23 @@ class Item:
 
 
 def build_suite(
-    seed: int, sizes: Sizes = FULL, out: Path | None = None, workers: int = 1, progress: Progress = SILENT
+    seed: int,
+    sizes: Sizes = FULL,
+    out: Path | None = None,
+    workers: int = 1,
+    progress: Progress = SILENT,
+    world: World = PLAIN,
 ) -> Path:
     """Make the evaluation suite of an experiment seed, or find it complete; returns its folder.
 
     Args:
         out: the folder; by default one in the cache, named after the parameters' hash.
         workers: processes that draw and encode clips.
+        world: in which the clips are drawn.
 
     Raises UserError if `out` exists and holds anything but this very suite.
     """
-    parameters = _parameters(seed, sizes)
+    parameters = _parameters(seed, sizes, world)
     folder = Path(out) if out is not None else cache_dir() / "suites" / f"suite-{_sha256(parameters)[:16]}"
     if folder.exists():
         if not (folder / "suite.json").is_file() or load_suite(folder)["parameters"] != parameters:
@@ -111,7 +118,7 @@ def build_suite(
             raise UserError(message)
         return folder.resolve()
     start = time.monotonic()
-    items = list(plan(seed, sizes))
+    items = list(plan(seed, sizes, world))
     with new_directory(folder) as work:
         hashes = _write_videos(items, work / "home", workers, progress)
         _write_tables(items, work / "hub")
@@ -151,12 +158,12 @@ def load_index(suite: Path) -> pd.DataFrame:
     return pd.read_parquet(Path(suite) / "index.parquet")
 
 
-def plan(seed: int, sizes: Sizes) -> Iterator[Item]:
+def plan(seed: int, sizes: Sizes, world: World = PLAIN) -> Iterator[Item]:
     """Every question of the suite, in order of benchmark and video: a pure function of its arguments."""
     clip_index = 0
     for name, videos in asdict(sizes).items():
         for video_number in range(videos):
-            clip = draw_clip(evaluation_seed(seed), clip_index)
+            clip = draw_clip(evaluation_seed(seed), clip_index, world)
             clip_index += 1
             yield from _plan_video(BENCHMARKS[name], seed, video_number, clip)
 
@@ -269,11 +276,17 @@ def _index(items: list[Item]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _parameters(seed: int, sizes: Sizes) -> dict[str, Any]:
+def world_of(suite: Path) -> World:
+    """The world that a suite's clips are drawn in; UserError if `suite` is no suite."""
+    return World.of(load_suite(suite)["parameters"]["world"])
+
+
+def _parameters(seed: int, sizes: Sizes, world: World) -> dict[str, Any]:
     """All that decides a suite's content, apart from the libraries' versions."""
     return {
         "seed": seed,
         "videos": asdict(sizes),
+        "world": {"dwell": None if world.dwell is None else list(world.dwell), "distractors": world.distractors},
         "suite_version": SUITE_VERSION,
         "generator_version": GENERATOR_VERSION,
         "code": code_hash(SOURCES),

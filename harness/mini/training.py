@@ -35,7 +35,7 @@ from harness.mini.recipes import (
     key_frames,
 )
 from harness.mini.stream import QuestionStream, suite_tokenizer
-from harness.mini.world import development_seed, training_seed
+from harness.mini.world import World, development_seed, training_seed
 from harness.packing import IGNORED
 from harness.paths import write_text
 from harness.progress import Progress
@@ -82,8 +82,17 @@ def encoder_stage(out: Path, progress: Progress, seed: int, vision: dict[str, An
     (out / ENCODER_CHECKPOINT).unlink(missing_ok=True)
 
 
-def pool_stage(out: Path, progress: Progress, encoder: Path, seed: int, start: int, stop: int, clips: str) -> None:
-    """Features of clips `start` to `stop` of the "training" or "development" seed: `features.npy`."""
+def pool_stage(
+    out: Path,
+    progress: Progress,
+    encoder: Path,
+    seed: int,
+    start: int,
+    stop: int,
+    clips: str,
+    world: dict[str, Any],
+) -> None:
+    """Features of clips `start` to `stop` of the "training" or "development" seed in a world: `features.npy`."""
     quiet()
     with progress.bar("clips", stop - start) as bar:
         write_features(
@@ -93,6 +102,7 @@ def pool_stage(out: Path, progress: Progress, encoder: Path, seed: int, start: i
             stop,
             out / FEATURES,
             lambda done, total: bar.advance(),
+            World.of(world),
         )
 
 
@@ -105,6 +115,7 @@ def selection_stage(
     vision: dict[str, Any],
     selector: dict[str, Any],
     frames: int,
+    world: dict[str, Any],
     cheap_encoder: Path | None = None,
 ) -> None:
     """The frames of training clips `start` to `stop` that a selector keeps of `frames`: `choices.npy`.
@@ -124,6 +135,7 @@ def selection_stage(
             frames,
             out / CHOICES,
             lambda done, total: bar.advance(),
+            World.of(world),
         )
 
 
@@ -176,6 +188,7 @@ def adapt_stage(
     frames: int,
     variant: dict[str, Any],
     recipe: dict[str, Any],
+    world: dict[str, Any],
     cheap_encoder: Path | None = None,
     trains: str = "all",
     nth: int = 1,
@@ -199,7 +212,7 @@ def adapt_stage(
     choices_NK = read_choices([part / CHOICES for part in selection]) if selection else None
     optimisation = Optimisation(recipe["steps"], recipe["lr"], lr_factors={".gate.": recipe["gate_lr_factor"]})
     chosen = AdaptRecipe(recipe["videos"], recipe["questions"])
-    clips = Pool.open(training_seed(seed), [part / FEATURES for part in pool])
+    clips = Pool.open(training_seed(seed), [part / FEATURES for part in pool], World.of(world))
     draws = adapt_training_seed(seed, base_seed, nth)
     training = AdaptTraining(chosen, clips, stream, draws, model, frames, choices_NK)
     kept = Snapshots(model, processor_of(model, stream), out, snapshots)

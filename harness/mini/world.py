@@ -3,14 +3,17 @@
 A clip is 128 frames of 64 x 64 RGB at 8 fps: a drifting blocky texture, a large ball that crosses the
 frame (or rests), slight sensor noise, and ten *flashes*: a glyph in a saturated colour, inside one quadrant,
 visible for one or two frames. Of the eight glyphs five flash exactly once, the others 0, 2 and 3 times.
+A `World` changes this: glyphs that flash once may dwell, and grey distractors may flash that nobody asks about.
 
-Everything is a pure function of (seed, index).
+Everything is a pure function of (seed, index, world).
 
 Shapes: T frames, H x W pixels, C = 3 channels, 4 quadrants, 2 = (y, x).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -55,11 +58,50 @@ FLASH_COUNTS = (1, 1, 1, 1, 1, 0, 2, 3)  # dealt to a random permutation of the 
 MIN_ONSET_GAP = 3  # frames; leaves at least one frame without a flash between two flashes
 BALL_RADIUS, BALL_BRIGHTNESS = 14, 70
 TEXTURE_SIZE, TEXTURE_BLOCK = 112, 8
+LAYOUTS_TRIED = 20_000  # of dwelling flashes; the longest fit in about one of a hundred
 NOISE_SD = 2.5
 
 GLYPH_MASKS = np.array([[[int(c) for c in row] for row in bits.split()] for bits in GLYPH_BITMAPS.values()])
 GLYPH_MASKS = GLYPH_MASKS.repeat(2, 1).repeat(2, 2).astype(bool)  # (8, 14, 14)
 COLOUR_RGB = np.array(list(COLOUR_VALUES.values()), np.uint8)  # (6, 3)
+# As large as a glyph and about as different from the background, but none of the glyphs and of no colour.
+DISTRACTOR_MASK = np.indices((7, 7)).sum(0) % 2 == 1
+DISTRACTOR_MASK = DISTRACTOR_MASK.repeat(2, 0).repeat(2, 1)  # (14, 14)
+DISTRACTOR_RGB = np.array((185, 185, 185), np.uint8)
+
+
+@dataclass(frozen=True)
+class World:
+    """How clips differ from the plain ones.
+
+    Attributes:
+        dwell: (least, most) frames that the glyphs which flash once stay, the same for all of a clip and drawn
+            evenly on a logarithmic scale; they may then overlap in time, in different quadrants. None: all flashes
+            last one or two frames, and never overlap.
+        distractors: frames without a flash that show a grey chequered patch, which no question is about.
+    """
+
+    dwell: tuple[int, int] | None = None
+    distractors: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dwell is not None and not (len(self.dwell) == 2 and 1 <= self.dwell[0] <= self.dwell[1] <= FRAMES // 2):
+            raise UserError(
+                f"world: dwell is {list(self.dwell)}, but takes two numbers from 1 to {FRAMES // 2}, rising"
+            )
+        if not 0 <= self.distractors <= FRAMES // 2:
+            raise UserError(f"world: distractors is {self.distractors}, but takes a number from 0 to {FRAMES // 2}")
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "World":
+        """The world of plain data {dwell: [least, most] or null, distractors: n}; UserError for anything else."""
+        if set(fields) != {"dwell", "distractors"}:
+            raise UserError(f"world: it has dwell and distractors, not {', '.join(map(str, fields)) or 'nothing'}")
+        dwell = fields["dwell"]
+        return cls(None if dwell is None else tuple(map(int, dwell)), int(fields["distractors"]))
+
+
+PLAIN = World()
 
 
 @dataclass(frozen=True)
@@ -77,7 +119,7 @@ class Flash:
 
 @dataclass(frozen=True)
 class Clip:
-    """What happens in one clip: the flashes, the ball's motion, and where ball and texture are."""
+    """What happens in one clip: the flashes, the ball's motion, where ball and texture are, and distractors."""
 
     seed: int
     index: int
@@ -85,6 +127,7 @@ class Clip:
     motion: int
     ball: tuple[float, float, float]  # lateral position, resting position along the path, phase of the sway
     drift: tuple[int, int, int, int]  # texture origin (y, x) at the first and at the last frame
+    distractors: tuple[tuple[int, int, int], ...] = ()  # frame and upper left pixel (y, x) of each
 
     @cached_property
     def counts(self) -> tuple[int, ...]:
@@ -129,8 +172,8 @@ def _seed_in(seeds: range, seed: int) -> int:
     return seeds[seed]
 
 
-def draw_clip(seed: int, index: int) -> Clip:
-    """The clip number `index` of a seed (both >= 0): a pure function of the two."""
+def draw_clip(seed: int, index: int, world: World = PLAIN) -> Clip:
+    """The clip number `index` of a seed (both >= 0) in a world: a pure function of the three."""
     rng = np.random.default_rng([seed, index])
     glyphs = rng.permutation(np.repeat(rng.permutation(len(GLYPHS)), FLASH_COUNTS))
     n = len(glyphs)
@@ -145,7 +188,51 @@ def draw_clip(seed: int, index: int) -> Clip:
     motion = int(rng.integers(len(MOTIONS)))
     ball = (rng.uniform(10, SIZE - 10), rng.uniform(10, SIZE - 10), rng.uniform(0, 2 * np.pi))
     drift = tuple(rng.integers(0, TEXTURE_SIZE - SIZE + 1, 4).tolist())
-    return Clip(seed, index, flashes, motion, ball, drift)
+    if world.dwell is not None:
+        flashes = _dwelling(np.random.default_rng([seed, index, 3]), flashes, *world.dwell)
+    distractors = _distractors(np.random.default_rng([seed, index, 4]), flashes, world.distractors)
+    return Clip(seed, index, flashes, motion, ball, drift, distractors)
+
+
+def _dwelling(rng: np.random.Generator, flashes: tuple[Flash, ...], least: int, most: int) -> tuple[Flash, ...]:
+    """The flashes with those of glyphs that flash once made longer, all at new times and places, in order of time.
+
+    In each quadrant one follows the other; starts keep their distance across quadrants.
+    """
+    glyphs = [flash.glyph for flash in flashes]
+    stay = min(most, int(np.exp(rng.uniform(np.log(least), np.log(most + 1)))))
+    durations = np.array([stay if glyphs.count(flash.glyph) == 1 else flash.duration for flash in flashes])
+    for _ in range(LAYOUTS_TRIED):
+        places = rng.integers(0, len(PLACES), len(flashes))
+        starts = _starts(rng, durations, places)
+        if starts is not None and np.diff(np.sort(starts)).min() >= MIN_ONSET_GAP:
+            break
+    else:
+        raise RuntimeError(f"flashes of {stay} frames found no place in {LAYOUTS_TRIED} layouts")
+    y, x = _glyph_corner(rng, places)
+    laid = np.stack([starts, durations, glyphs, [flash.colour for flash in flashes], places, y, x], 1)
+    return tuple(Flash(*row) for row in laid[np.argsort(starts)].tolist())
+
+
+def _starts(rng: np.random.Generator, durations: np.ndarray, places: np.ndarray) -> np.ndarray | None:
+    """Start frames at which the flashes of each quadrant follow each other in random order; None if they do not fit."""
+    starts = np.empty(len(durations), int)
+    for place in range(len(PLACES)):
+        chosen = rng.permutation(np.flatnonzero(places == place))
+        slack = FRAMES - durations[chosen].sum()
+        if slack < 0:
+            return None
+        before = np.cumsum(durations[chosen]) - durations[chosen]
+        starts[chosen] = before + np.sort(rng.integers(0, slack + 1, len(chosen)))
+    return starts
+
+
+def _distractors(rng: np.random.Generator, flashes: tuple[Flash, ...], n: int) -> tuple[tuple[int, int, int], ...]:
+    """`n` distractors, each in a frame of its own that has no flash (as many as there are such frames)."""
+    busy = {t for flash in flashes for t in range(flash.start, flash.start + flash.duration)}
+    quiet = rng.permutation([t for t in range(FRAMES) if t not in busy])[:n].astype(int)
+    y, x = _glyph_corner(rng, rng.integers(0, len(PLACES), len(quiet)))
+    return tuple(sorted(zip(quiet.tolist(), y.tolist(), x.tolist(), strict=True)))
 
 
 def render(clip: Clip) -> np.ndarray:
@@ -155,7 +242,9 @@ def render(clip: Clip) -> np.ndarray:
     frames_THWC = _scene(rng, origin_T2, _ball_track(clip))
     for flash in clip.flashes:
         for t in range(flash.start, flash.start + flash.duration):
-            _stamp(frames_THWC[t], flash.glyph, flash.colour, flash.y, flash.x)
+            _stamp(frames_THWC[t], GLYPH_MASKS[flash.glyph], COLOUR_RGB[flash.colour], flash.y, flash.x)
+    for t, y, x in clip.distractors:
+        _stamp(frames_THWC[t], DISTRACTOR_MASK, DISTRACTOR_RGB, y, x)
     return frames_THWC
 
 
@@ -178,7 +267,7 @@ def draw_dense_frames(seed: int, index: int) -> tuple[np.ndarray, np.ndarray, np
     y_T4, x_T4 = _glyph_corner(rng, np.broadcast_to(np.arange(len(PLACES)), present_T4.shape))
     for t, place in zip(*np.nonzero(present_T4), strict=True):
         at = t, place
-        _stamp(frames_THWC[t], glyph_T4[at] - 1, colour_T4[at], y_T4[at], x_T4[at])
+        _stamp(frames_THWC[t], GLYPH_MASKS[glyph_T4[at] - 1], COLOUR_RGB[colour_T4[at]], y_T4[at], x_T4[at])
     return frames_THWC, glyph_T4, colour_T4, ((ball_T2 - SIZE / 2) / (SIZE / 2)).astype(np.float32)
 
 
@@ -232,8 +321,8 @@ def _windows(image_HWC: np.ndarray, origin_T2: np.ndarray) -> np.ndarray:
     return rows[start_TH].reshape(-1, SIZE, SIZE, 3)
 
 
-def _stamp(frame_HWC: np.ndarray, glyph: int, colour: int, y: int, x: int) -> None:
-    frame_HWC[y : y + GLYPH_SIZE, x : x + GLYPH_SIZE][GLYPH_MASKS[glyph]] = COLOUR_RGB[colour]
+def _stamp(frame_HWC: np.ndarray, mask_HW: np.ndarray, rgb: np.ndarray, y: int, x: int) -> None:
+    frame_HWC[y : y + GLYPH_SIZE, x : x + GLYPH_SIZE][mask_HW] = rgb
 
 
 @cache
