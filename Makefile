@@ -3,6 +3,11 @@
 SEED ?= 0
 # Anything else for the command line, as KEY=VALUE: make reproduce-table ARGS="jobs=1"
 ARGS ?=
+# Of make ablate: a grid's name (ablations/NAME.yaml) or all; REUSE=committed, RETRY=true, DRY_RUN=true if wanted.
+GRID ?=
+REUSE ?=
+RETRY ?=
+DRY_RUN ?=
 BENCHMARK ?= videomme
 SAMPLE ?= 0
 
@@ -18,8 +23,8 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table controls plug-and-play smoke profile profile-gpu scaling bench suite contact-sheet \
-	plot readme test test-slow lint format constraints clean
+.PHONY: help setup reproduce-table controls plug-and-play ablate report notebooks smoke profile profile-gpu scaling \
+	bench suite contact-sheet plot readme test test-slow lint format constraints clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +53,16 @@ controls: $(READY) ## The controls: gate closed, slow tokens of another video (S
 
 plug-and-play: $(READY) ## Does converting a trained baseline to slow-fast help? By training steps (SEED=0)
 	$(RUN) -m harness plug-and-play seed=$(SEED) $(ARGS)
+
+ablate: $(READY) ## Run a grid of ablations: GRID=gates, GRID=all; plan only: DRY_RUN=true
+	$(RUN) -m harness ablate $(if $(GRID),grid=$(GRID)) seed=$(SEED) $(if $(REUSE),reuse=$(REUSE)) \
+		$(if $(RETRY),retry=$(RETRY)) $(if $(DRY_RUN),dry_run=$(DRY_RUN)) $(ARGS)
+
+report: $(READY) ## Tables, figures, claims and one HTML page from results/ alone
+	$(RUN) -m harness report seed=$(SEED) $(ARGS)
+
+notebooks: $(READY) ## Run the notebooks at smoke scale (SCALE=mini: as they were committed)
+	$(RUN) -m harness.notebooks $(ARGS)
 
 smoke: $(READY) ## A first real row within three minutes
 	$(RUN) -m harness smoke seed=$(SEED) $(ARGS)
