@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from harness.errors import UserError
-from harness.settings import MAIN, PROFILE, Root
+from harness.settings import ABLATE, MAIN, PROFILE, Root
 from harness.stages import find_function
 
 INTERRUPTED = 130  # as the shell has it for Ctrl-C
@@ -36,6 +36,11 @@ VERBS = {
     "cost": Verb("harness.commands:cost", "tokens and FLOPs of one architecture, at this scale and at 7B"),
     "suite": Verb("harness.commands:suite", "generate the five mini benchmarks and print their folder"),
     "contact-sheet": Verb("harness.commands:contact_sheet", "a picture of one sample with its answer"),
+    "ablate": Verb("harness.grids.verb:ablate", "run a grid of ablations/: every cell, each base seed", root=ABLATE),
+    "report": Verb("harness.reports.verb:report", "tables, figures, claims and one page, from results/ alone"),
+    "attention": Verb(
+        "harness.reports.attention_record:attention", "record which frames a checkpoint's text reads, for the report"
+    ),
     "profile": Verb("harness.profilers.profile:profile", "FLOPs and cache bytes against frames, at 7B", root=PROFILE),
     "profile-gpu": Verb(
         "harness.profilers.profile_gpu:profile_gpu",
@@ -65,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _parser().print_help()
         return 0
     try:
-        return _run(parsed.verb, parsed.settings, parsed.config)
+        dry_run = ["dry_run=true"] if parsed.dry_run else []
+        return _run(parsed.verb, [*parsed.settings, *dry_run], parsed.config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -99,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("verb", nargs="?", metavar="VERB", help="what to do, see below")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings, see below")
+    parser.add_argument("--dry-run", action="store_true", help="of ablate: print the plan and run nothing")
     parser.add_argument("--config", action="store_true", help="print the composed settings and do nothing")
     return parser
 
@@ -110,7 +117,13 @@ def _epilog() -> str:
     groups = [f"  {name:14} {', '.join(names)}" for name, names in group_choices().items()]
     profilers = ", ".join(name for name, verb in VERBS.items() if verb.root is PROFILE)
     lines = ["verbs:", *verbs]
-    for title, root in (("settings:", MAIN), (f"settings of {profilers}:", PROFILE)):
+    known = {item.name for item in fields(MAIN.schema)}
+    for title, root in (
+        ("settings:", MAIN),
+        ("further ones of ablate:", ABLATE),
+        (f"settings of {profilers}:", PROFILE),
+    ):
         plain = [item for item in fields(root.schema) if "group" not in item.metadata]
+        plain = [item for item in plain if root is not ABLATE or item.name not in known]
         lines += ["", title, *(f"  {item.name:14} {item.metadata['meaning']}" for item in plain)]
     return "\n".join([*lines, "", "groups, chosen as GROUP=NAME:", *groups])

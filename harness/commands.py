@@ -36,7 +36,7 @@ def contact_sheet(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def evaluate(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Score a checkpoint; print its scores, and lmms-eval's own command for the same numbers."""
-    _refuse_paper_scale(settings)
+    refuse_paper_scale(settings)
     if settings.checkpoint is None:
         raise UserError("evaluate needs checkpoint=FOLDER, the folder of a saved model")
     checkpoint = Path(settings.checkpoint)
@@ -120,7 +120,7 @@ def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def plug_and_play(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Convert trained baselines to slow-fast; measure by training steps, store the points, and print the table."""
-    _refuse_paper_scale(settings)
+    refuse_paper_scale(settings)
     from harness import plug_and_play as study
     from harness import plug_and_play_report as study_report
     from harness.jobs import run
@@ -136,7 +136,7 @@ def plug_and_play(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def train(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Train the architecture at its frames, for each base seed; print the checkpoints' folders."""
-    _refuse_paper_scale(settings)
+    refuse_paper_scale(settings)
     from harness.jobs import run
     from harness.table import Cell, Plan, model_name
 
@@ -169,7 +169,7 @@ class Made:
 
 def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Made:
     """Run the stages of the "main" table or of its "controls", and store their rows."""
-    _refuse_paper_scale(settings)
+    refuse_paper_scale(settings)
     import pandas as pd
 
     from harness import rows
@@ -215,7 +215,7 @@ def suite_of(settings: DictConfig) -> Path:
         return build_suite(settings.seed, SIZES[settings.scale.suite], None, workers, display.progress(), world)
 
 
-def _refuse_paper_scale(settings: DictConfig) -> None:
+def refuse_paper_scale(settings: DictConfig) -> None:
     """The verbs that train or evaluate do so at scales that say how."""
     if "adapt" not in settings.scale:
         raise UserError(

@@ -2,13 +2,15 @@
 
 import difflib
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import hydra
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, OverrideParseException
@@ -33,7 +35,7 @@ def compose(overrides: Sequence[str], folder: Path = CONF, root: Root = MAIN) ->
     chosen = [text for text, override in parsed.items() if override.key_or_group in groups]
     for text in chosen:
         _check_choice(text, parsed[text], groups)
-    with hydra.initialize_config_dir(str(folder.absolute()), version_base="1.3"):
+    with _nothing_global(), hydra.initialize_config_dir(str(folder.absolute()), version_base="1.3"):
         before = _hydra(root.name, chosen)
         for text in parsed:
             if text not in chosen:
@@ -55,8 +57,9 @@ def group_choices(folder: Path = CONF) -> dict[str, list[str]]:
     """Every group, a folder of YAMLs such as "compressor", and the names of its choices."""
     choices: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
-        if file.parent != folder:
-            choices.setdefault(file.parent.relative_to(folder).as_posix(), []).append(file.stem)
+        inside = file.parent.relative_to(folder).parts
+        if inside and inside[0] != "hydra":  # Hydra's own groups, such as its launchers, are no settings
+            choices.setdefault("/".join(inside), []).append(file.stem)
     return choices
 
 
@@ -71,6 +74,17 @@ def closest_first(word: str, allowed: Iterable[str]) -> str:
     """The allowed words, the most similar to `word` first, as a list in a sentence."""
     ratio = {name: difflib.SequenceMatcher(None, word, name).ratio() for name in allowed}
     return ", ".join(sorted(ratio, key=lambda name: (-ratio[name], name))) or "nothing"
+
+
+@contextmanager
+def _nothing_global() -> Iterator[None]:
+    """Puts Hydra's one global state aside: in a job of a Hydra app (harness/grids/sweep.py) it is the app's."""
+    apps = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = apps
 
 
 def _parse(text: str) -> Override:

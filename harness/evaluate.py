@@ -65,17 +65,20 @@ def evaluate(
     progress: Progress = SILENT,
     decoder: str = DEFAULT,
     answer_tokens: int | None = None,
+    features: Path | None = None,
 ) -> Evaluation:
     """Score a checkpoint on a suite; writes samples.parquet, videos.parquet and scores.json into OUT.
 
     A run that was cut off goes on.
 
     Args:
-        control: "none", "gate_closed" (no slow tokens) or "other_video" (slow tokens of another video).
+        control: a name in `harness.controls.CONTROLS`.
         batch_size: questions per batch.
         workers: threads that decode videos ahead; 0: none, each is decoded when its batch needs it.
         decoder: a name in `harness.decoders.DECODERS`.
         answer_tokens: at most so many in an answer; None: as each task says.
+        features: folder of what encoders made of videos, to look up and to fill; shared by evaluations and
+            processes, it changes no answer (`harness.features`). None: videos are decoded and encoded.
 
     Raises UserError for a bad argument, or if OUT holds answers of another run.
     """
@@ -92,6 +95,7 @@ def evaluate(
             batch=batch_size,
             workers=workers,
             decoder=decoder,
+            features=features,
             progress=progress,
         )
         results = run_tasks(model, suite, answer_tokens)

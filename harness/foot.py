@@ -88,9 +88,17 @@ def scores_line(samples: pd.DataFrame) -> str:
     means = f" ({averaged}: mean over categories; the others: over questions)" if averaged else ""
     return (
         f"Scores: lmms-eval's own metric of each benchmark, 0-100{means}; average: unweighted. Intervals: "
-        f"{LEVEL:.0%}, {DRAWS:,} bootstrap draws of videos within each benchmark, base seeds averaged per "
-        "question and held fixed."
+        f"{LEVEL:.0%}, {DRAWS:,} bootstrap draws of videos within each benchmark{_seeds_drawn(samples)}."
     )
+
+
+def _seeds_drawn(samples: pd.DataFrame) -> str:
+    """What the intervals do with the base seeds: of one nothing can be drawn."""
+    n = samples["base_seed"].nunique()
+    if n == 1:
+        return "; the one base seed is held fixed, so that they say nothing of other trainings"
+    few = "; where base seeds differ much, two are too few and the interval is too narrow" if n == 2 else ""
+    return f" and of base seeds ({n - 1} of {n}, by as much as they differ beyond their answers' chance){few}"
 
 
 def seeds_line(rows: pd.DataFrame, samples: pd.DataFrame) -> str:

@@ -129,7 +129,7 @@ def _run_in_workers(
         f"{len(waiting)} stages, %", total=100.0, expected_s=sum(weights.values()) / n_workers
     ) as overall:
         state = Run(attempts, set(waiting), set(done), display, overall)
-        order = sorted(waiting, key=lambda name: -_path_weight(name, attempts))
+        order = sorted(waiting, key=lambda name: -path_weight(name, attempts))
         with _workers(n_workers) as workers:
             while _hand_out(state, workers, order):
                 _listen(state, workers)
@@ -138,10 +138,10 @@ def _run_in_workers(
         raise StagesFailed(_sentence(state, len(waiting)))
 
 
-def _path_weight(name: str, attempts: dict[str, Attempt]) -> float:
+def path_weight(name: str, attempts: dict[str, Attempt]) -> float:
     """Seconds of a stage and of the longest chain of stages after it: the longest chain goes first."""
     after = [other for other in attempts if name in attempts[other].stage.needs.values()]
-    return attempts[name].stage.weight + max((_path_weight(other, attempts) for other in after), default=0.0)
+    return attempts[name].stage.weight + max((path_weight(other, attempts) for other in after), default=0.0)
 
 
 def _hand_out(run: Run, workers: list[Worker], order: list[str]) -> bool:

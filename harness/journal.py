@@ -18,7 +18,7 @@ WATCHED = "watched"  # the key of a line about a video
 
 SCORING = (
     *(f"harness.{name}" for name in ("evaluate", "journal", "lmms_plugin", "lmms_requests", "benchmarks")),
-    *(f"harness.{name}" for name in ("video", "packets", "decoders")),
+    *(f"harness.{name}" for name in ("controls", "features", "video", "packets", "decoders")),
     "architectures",
 )
 """Modules and packages whose code shapes answers and scores."""
@@ -57,7 +57,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Watched:
-    """One video as it was read, the last time.
+    """One video as it was read, the last time (`harness.features`: when its features were made).
 
     Attributes:
         video: its path, relative to HF_HOME where the tasks keep it there.

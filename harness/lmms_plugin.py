@@ -12,7 +12,6 @@ at random, and MVBench's would drop an empty answer from the denominator.
 """
 
 import hashlib
-import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -23,9 +22,11 @@ import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 
+from harness.controls import control_of
 from harness.decoders import DEFAULT as DEFAULT_DECODER
 from harness.decoders import find_decoder
 from harness.errors import UserError
+from harness.features import Memo, Seen, encoding_key, see_ahead, watched_of
 from harness.journal import EMPTY_ANSWER, SCORING, UNPARSED, Entry, Journal, Key, Watched
 from harness.lmms_requests import (
     Question,
@@ -35,19 +36,18 @@ from harness.lmms_requests import (
     plan_batches,
     read_questions,
     videos_of,
+    with_companions,
 )
 from harness.progress import Display, Progress
 from harness.provenance import library_versions
-from harness.settings import Control
 from harness.stages import code_hash
 from harness.video import MISSING, SAMPLING_RULE, Decoded, VideoError, decode_ahead, decode_each
 
 MODEL_ID = "slowfast_mllm"
-CONTROLS = tuple(control.value for control in Control)
 DEFAULT_BATCH = 32
 VIDEOS_AHEAD = 4  # for each thread, at most: they wait in memory
 LEAST = {"workers": 0}  # of the numbers among the arguments; the others' is 1
-Videos = dict[Path, Decoded | VideoError]
+Videos = dict[Path, Decoded | Seen | VideoError]
 
 
 def manifest() -> Any:
@@ -66,13 +66,15 @@ class SlowFastMLLM(lmms):
     Args:
         pretrained: folder of a checkpoint with its processor.
         frames: frames sampled from each video.
-        control: "none"; "gate_closed": without the slow tokens; "other_video": slow tokens of another video.
+        control: a name in `harness.controls.CONTROLS`.
         journal: file that keeps the answers; a run with the same arguments continues it.
         batch: questions per batch, at most. lmms-eval's own `batch_size` does the same, but its command line
             always sends one, 1 by default, so 1 there means that nothing was chosen (32).
         workers: threads that decode videos ahead of the model; 0: none, each is decoded when its batch needs it.
         decoder: a name in `harness.decoders.DECODERS`.
         device: torch device; default: the first GPU, or the CPU.
+        features: folder in which what the encoder made of videos is kept, and looked up (`harness.features`); it
+            shapes no answer. None: videos are decoded and encoded each time.
         progress: where progress is reported; default: bars of its own on stderr.
 
     Raises UserError for a bad argument.
@@ -92,11 +94,13 @@ class SlowFastMLLM(lmms):
         device: str | None = None,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
+        features: str | Path | None = None,
         progress: Progress | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
-        _check_arguments(unknown, control, frames=frames, batch=batch, workers=workers)
+        _check_arguments(unknown, frames=frames, batch=batch, workers=workers)
+        self.controlled = control_of(control)
         self.checkpoint = _checkpoint(pretrained)
         self.frames, self.control, self.workers, self.decoder = frames, control, workers, decoder
         self.decoder_version = find_decoder(decoder).version()
@@ -104,7 +108,9 @@ class SlowFastMLLM(lmms):
         self.batch = batch or _lmms_eval_batch(batch_size)
         self.progress = progress
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.processor = _load(self.checkpoint, self.device, control)
+        self.model, self.processor = _load(self.checkpoint, self.device)
+        self._take_control()
+        self.memo = None if features is None else Memo(features, self._encoding_key())
         self.entries: dict[Key, Entry] = {}
         self.watched: list[Watched] = []
         self.from_command_line = False
@@ -145,14 +151,16 @@ class SlowFastMLLM(lmms):
     # ------------------------------------------------------------------------------- from requests to answers
 
     def _answer_all(self, requests: list[Instance], progress: Progress) -> list[str]:
-        questions = read_questions(requests, self.task_dict, other_video=self.control == "other_video")
+        questions = read_questions(requests, self.task_dict, other_video=self.controlled.other_video)
+        if self.controlled.other_question:
+            questions = with_companions(questions, self._n_tokens)
         batches = plan_batches(questions.values(), self.batch)
         journal = Journal.resume(self._journal_file(), self._belongs_to(questions.values()))
         pending = [batch for batch in batches if not journal.has(q.key for q in batch)]
         done = len(questions) - sum(map(len, pending))
         with progress.bar("answer", total=len(questions), done=done) as bar:
             for batch, videos in self._with_videos(pending):
-                watched = [_watched(path, video) for path, video in videos.items()]
+                watched = [watched_of(path, video) for path, video in videos.items()]
                 journal.append(self._answer(batch, videos), watched)
                 bar.advance(len(batch))
         self.entries = {key: journal.entries[key] for key in questions}
@@ -184,16 +192,16 @@ class SlowFastMLLM(lmms):
         }
 
     def _with_videos(self, batches: list[list[Question]]) -> Iterator[tuple[list[Question], Videos]]:
-        """Each batch with its decoded videos, the next ones being decoded meanwhile if there are `workers`."""
+        """Each batch with its videos, the next ones being decoded meanwhile if there are `workers`."""
         needed = [videos_of(batch) for batch in batches]
-        paths = (path for videos in needed for path in videos)
-        if self.workers:
-            ahead = VIDEOS_AHEAD * self.workers
-            stream = decode_ahead(paths, self.frames, self.workers, ahead, self.decoder)
-        else:
-            stream = decode_each(paths, self.frames, self.decoder)
+        stream = see_ahead([path for videos in needed for path in videos], self._decode, self.memo)
         for batch, videos in zip(batches, needed, strict=True):
             yield batch, {path: next(stream) for path in videos}
+
+    def _decode(self, paths: Iterable[Path]) -> Iterator[Decoded | VideoError]:
+        if self.workers:
+            return decode_ahead(paths, self.frames, self.workers, VIDEOS_AHEAD * self.workers, self.decoder)
+        return decode_each(paths, self.frames, self.decoder)
 
     # ------------------------------------------------------------------------------------------- one batch
 
@@ -210,18 +218,25 @@ class SlowFastMLLM(lmms):
         """The model's answers; each video is encoded once."""
         if not questions:
             return []
-        seen = {path: self._encode(videos[path]) for path in videos_of(questions)}
+        seen = {path: self._see(path, videos[path]) for path in videos_of(questions)}
         kept = self.model.selector.n_frames(self.frames)
-        inputs = dict(self.processor(text=[q.prompt for q in questions], n_frames=kept))
-        inputs["features"] = torch.cat([seen[q.path][0] for q in questions])
-        inputs["frame_times"] = torch.cat([seen[q.path][1] for q in questions])
-        if self.control == "other_video":
-            inputs["slow_features"] = torch.cat([seen[q.other][0] for q in questions])
+        inputs = dict(self.processor(text=self.controlled.prompts(questions), n_frames=kept))
+        inputs |= self.controlled.videos(questions, seen)
         inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
-        ids_BL = self.model.generate(**inputs, max_new_tokens=questions[0].max_new_tokens, do_sample=False)
-        new_BL = ids_BL[:, inputs["input_ids"].shape[1] :]
-        texts = self.processor.tokenizer.batch_decode(new_BL, skip_special_tokens=True)
+        with self.controlled.asking(self.model):
+            ids_BL = self.model.generate(**inputs, max_new_tokens=questions[0].max_new_tokens, do_sample=False)
+        new_NL = ids_BL[: len(questions), inputs["input_ids"].shape[1] :]
+        texts = self.processor.tokenizer.batch_decode(new_NL, skip_special_tokens=True)
         return [cut(text, q.until) for text, q in zip(texts, questions, strict=True)]
+
+    def _see(self, path: Path, video: Decoded | Seen) -> Seen:
+        """What the encoder makes of a video, kept if there is a memo to keep it in."""
+        if isinstance(video, Seen):
+            return video.to(self.device)
+        seen = Seen(*self._encode(video), watched_of(path, video))
+        if self.memo is not None:
+            self.memo.save(path, seen)
+        return seen
 
     def _encode(self, video: Decoded) -> tuple[torch.Tensor, torch.Tensor]:
         """One video's encoder features and frame times, features_BTPV and times_BT with B = 1.
@@ -232,6 +247,23 @@ class SlowFastMLLM(lmms):
         frames_BTCHW, times_BT = (shown[name].to(self.device) for name in ("frames", "frame_times"))
         kept_BTCHW, times_BK = self.model.select(frames_BTCHW, times_BT)
         return self.model.encode_video(kept_BTCHW.to(self.model.dtype)), times_BK
+
+    # ------------------------------------------------------------------------------------------ the model
+
+    def _take_control(self) -> None:
+        """Puts the loaded model under its control; UserError where that would change nothing."""
+        if self.controlled.about_slow_tokens and not self.model.hybrid_layers:
+            raise UserError(
+                f"control={self.control}: the model in {self.checkpoint} has no slow path; use control=none"
+            )
+        self.controlled.prepare(self.model, self.processor, self.frames)
+
+    def _encoding_key(self) -> str:
+        return encoding_key(self.model, self.processor, self.frames, self.decoder_version)
+
+    def _n_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt's row, its video counting as one."""
+        return len(self.processor.tokenize(self.processor.chat(prompt)))
 
 
 def hash_checkpoint(folder: Path) -> str:
@@ -245,12 +277,10 @@ def hash_checkpoint(folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _check_arguments(unknown: dict[str, Any], control: str, **counts: int | None) -> None:
+def _check_arguments(unknown: dict[str, Any], **counts: int | None) -> None:
     if unknown:
-        known = "pretrained, frames, control, journal, batch, workers, decoder, device"
+        known = "pretrained, frames, control, journal, batch, workers, decoder, device, features"
         raise UserError(f"unknown model argument {next(iter(unknown))!r}: use one of {known}")
-    if control not in CONTROLS:
-        raise UserError(f"unknown control {control!r}: use one of {', '.join(CONTROLS)}")
     for name, value in counts.items():
         least = LEAST.get(name, 1)
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < least):
@@ -272,20 +302,16 @@ def _checkpoint(pretrained: str | Path) -> Path:
     return folder
 
 
-def _load(folder: Path, device: torch.device, control: str) -> tuple[Any, Any]:
-    """(model, processor) of a checkpoint, ready to answer under a control."""
+def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
+    """(model, processor) of a checkpoint, ready to answer."""
     from architectures import SlowFastForConditionalGeneration, SlowFastProcessor
 
     model = SlowFastForConditionalGeneration.from_pretrained(folder, local_files_only=True).to(device).eval()
-    if control != "none" and not model.hybrid_layers:
-        raise UserError(f"control={control}: the model in {folder} has no slow path; use control=none")
     if model.selector.needs_question:
         raise UserError(
             f"the model in {folder} selects frames by the question ({model.config.selector['name']}), but a video is "
             "encoded once here for all of its questions: use a selector that sees the video alone"
         )
-    if control == "gate_closed":
-        model.close_gates_()
     return model, SlowFastProcessor.from_pretrained(folder, local_files_only=True)
 
 
@@ -294,24 +320,6 @@ def _error_of(question: Question, videos: Videos) -> VideoError | None:
     if question.path is None:
         return VideoError(question.problem, kind=MISSING)
     return next((videos[path] for path in question.videos if isinstance(videos[path], VideoError)), None)
-
-
-def _watched(path: Path, video: Decoded | VideoError) -> Watched:
-    """What is kept of how a video was read."""
-    home, real = os.environ.get("HF_HOME"), path.resolve()
-    below = home is not None and real.is_relative_to(Path(home).resolve())
-    name = str(real.relative_to(Path(home).resolve())) if below else str(path)
-    if isinstance(video, VideoError):
-        return Watched(name, failure=video.kind)
-    return Watched(
-        video=name,
-        decoder=video.decoder,
-        reading=video.reading,
-        why=video.why,
-        total=video.total,
-        indices=tuple(video.indices_T.tolist()),
-        seconds=round(video.seconds, 6),
-    )
 
 
 def _entry(question: Question, answer: str | None, error: VideoError | None, seconds: float) -> Entry:

@@ -1,8 +1,9 @@
 """lmms-eval's requests as questions about videos: which file, which options, in which batches."""
 
+import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class Question:
         path: the video; None where the task itself found none: `problem` says why.
         other: the video whose slow tokens are shown instead (a control), or None.
         target: the right option's letter.
+        companion: another question's prompt, whose queries read the slow tokens instead (a control), or "".
     """
 
     task: str
@@ -37,6 +39,7 @@ class Question:
     n_options: int
     max_new_tokens: int
     until: tuple[str, ...]
+    companion: str = ""
 
     @property
     def key(self) -> Key:
@@ -69,6 +72,27 @@ def read_questions(requests: Sequence[Instance], datasets: Datasets, other_video
         raise UserError("lmms-eval sent no questions; check --tasks and --limit")
     next_video = _derangement(requests, datasets) if other_video else {}
     return {key_of(request): _question(request, datasets, next_video) for request in requests}
+
+
+def with_companions(questions: Mapping[Key, Question], n_tokens: Callable[[str], int]) -> dict[Key, Question]:
+    """The same questions, each with the prompt of another one of its benchmark.
+
+    Of the prompts with equally many tokens if there is one (else the nearest number, of two the greater, so that the
+    question meets no other token than the companion's) it is that with the fewest words in common, so that something
+    else is asked; of several, one drawn by both texts. UserError where all of a benchmark's prompts are the same.
+    """
+    prompts: dict[str, set[str]] = {}
+    for question in questions.values():
+        prompts.setdefault(benchmark_of_task(question.task).name, set()).add(question.prompt)
+    lengths = {prompt: n_tokens(prompt) for same in prompts.values() for prompt in same}
+    for name, same in prompts.items():
+        if len(same) == 1:
+            raise UserError(f"control=other_question: {name} has a single prompt here, so there is no other one")
+    chosen = {name: {prompt: _companion(prompt, same, lengths) for prompt in same} for name, same in prompts.items()}
+    return {
+        key: replace(question, companion=chosen[benchmark_of_task(question.task).name][question.prompt])
+        for key, question in questions.items()
+    }
 
 
 def plan_batches(questions: Iterable[Question], size: int) -> list[list[Question]]:
@@ -126,6 +150,17 @@ def _question(request: Instance, datasets: Datasets, next_video: Mapping[Path, P
         max_new_tokens=settings.get("max_new_tokens", 16),
         until=(until,) if isinstance(until, str) else tuple(until),
     )
+
+
+def _companion(prompt: str, prompts: Iterable[str], lengths: Mapping[str, int]) -> str:
+    words = set(prompt.split())
+
+    def distance(other: str) -> tuple[int, bool, int, str]:
+        more = lengths[other] - lengths[prompt]
+        drawn = hashlib.sha256(f"{prompt}\n{other}".encode()).hexdigest()
+        return abs(more), more < 0, len(words & set(other.split())), drawn
+
+    return min((other for other in prompts if other != prompt), key=distance)
 
 
 def _derangement(requests: Sequence[Instance], datasets: Datasets) -> dict[Path, Path]:

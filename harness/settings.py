@@ -1,8 +1,8 @@
 """Every setting of the command line: its type, bounds and meaning; the values are in conf/.
 
-Verbs that train, evaluate and make tables take `Settings` (conf/config.yaml), profilers `ProfileSettings`
-(conf/profile.yaml), both with the groups of conf/groups.yaml. A new setting is one line here and one there; a new
-choice of a group is one YAML in the group's folder.
+Verbs that train, evaluate and make tables take `Settings` (conf/config.yaml), sweeps `AblateSettings`
+(conf/ablate.yaml), profilers `ProfileSettings` (conf/profile.yaml), all with the groups of conf/groups.yaml. A new
+setting is one line here and one there; a new choice of a group is one YAML in the group's folder.
 """
 
 from dataclasses import dataclass, field
@@ -11,11 +11,15 @@ from typing import Any
 
 
 class Control(Enum):
-    """What is done to the slow tokens to see whether the answers depend on them."""
+    """What is done at evaluation to see what the answers depend on; each is explained in `harness.controls`."""
 
     none = "none"
     gate_closed = "gate_closed"
     other_video = "other_video"
+    shuffled = "shuffled"
+    blank_video = "blank_video"
+    other_question = "other_question"
+    non_question = "non_question"
 
 
 def setting(meaning: str, least: int | None = None) -> Any:
@@ -73,7 +77,7 @@ class Settings(Groups):
     base_seeds: list[int] = setting("one base is trained for each", least=0)
     rows: list[str] = setting("of the table, each ARCHITECTURE@FRAMES")
     frames: int = setting("frames sampled uniformly from each video", least=1)
-    control: Control = setting("gate_closed, other_video, or none")
+    control: Control = setting("none, or what is done to the slow tokens, the video or the question")
 
     checkpoint: str | None = setting("folder of a saved model")
     suite: str | None = setting("folder of a suite; null: the one of this seed, generated if need be")
@@ -88,6 +92,37 @@ class Settings(Groups):
     runs_dir: str = setting("where trained and measured things go")
     results_dir: str = setting("where rows, tables and figures go")
     output: str | None = setting("file or folder of a verb that writes one; null: a place of its own")
+
+
+class Launcher(Enum):
+    """Who runs the jobs of a sweep: processes here, the same by way of submitit, or a SLURM cluster."""
+
+    joblib = "joblib"
+    submitit_local = "submitit_local"
+    submitit_slurm = "submitit_slurm"
+
+
+class Reuse(Enum):
+    """Which rows count as done without their stages: none, or the committed ones of the same content."""
+
+    none = "none"
+    committed = "committed"
+
+
+@dataclass
+class AblateSettings(Settings):
+    """The composed configuration of a sweep: its own settings, and those of every cell."""
+
+    grid: str | None = setting("a question of ablations/, or all")
+    grids_dir: str | None = setting("folder of the grids' YAMLs; null: ablations/ of the checkout")
+    dry_run: bool = setting("print the plan and run nothing; or --dry-run")
+    retry: bool = setting("try failed cells again")
+    reuse: Reuse = setting("committed: rows of the same content count as done without their stages")
+    launcher: Launcher = setting("joblib, submitit_local or submitit_slurm")
+    partition: str | None = setting("SLURM partition")
+    minutes: int = setting("SLURM time of a job", least=1)
+    gigabytes: int = setting("SLURM memory of a job", least=1)
+    gpus: int = setting("SLURM GPUs of a job", least=0)
 
 
 @dataclass
@@ -119,4 +154,4 @@ class Root:
     schema: type[Groups]
 
 
-MAIN, PROFILE = Root("config", Settings), Root("profile", ProfileSettings)
+MAIN, PROFILE, ABLATE = Root("config", Settings), Root("profile", ProfileSettings), Root("ablate", AblateSettings)

@@ -24,10 +24,12 @@ from harness.mini.suite import load_suite, suite_state
 from harness.mini.training import adapt_training_seed, base_training_seed
 from harness.mini.world import World, development_seed, evaluation_seed, training_seed
 from harness.models import check_variant, model_config, plain, variant_of
+from harness.paths import cache_dir
 from harness.provenance import Provenance
 from harness.rows import CONTROLLED, Row, make_row
 from harness.settings import Control
 from harness.stages import DESCRIPTION, Stage
+from harness.suite_record import suite_record
 from harness.table_stages import cheap_encoder_stages, selection_needs, selection_stages
 from harness.video import SAMPLING_RULE
 
@@ -35,7 +37,7 @@ POOL_PARTS = 4
 TEXT_TOKENS = 64
 NOTHING_ELSE = {"dwell": None, "distractors": 0}  # the plain world, as plain data
 PAPER = ("scale=paper", "encoder=convnext_xxlarge")
-CONTROLS = tuple(control.value for control in Control if control is not Control.none)
+CONTROLS = (Control.gate_closed.value, Control.other_video.value)  # of the table of controls; grids have all
 VARIANT_GROUPS = ("architecture", "selector", "compressor", "fusion", "gate", "placement", "scope", "slow_tokens")
 
 WORLD = tuple(f"harness.mini.{name}" for name in ("world", "clips", "questions", "schema"))
@@ -215,7 +217,7 @@ class Plan:
             "batch_size": self.settings.batch_size,
         }
         needs = {"checkpoint": model_name(cell, base_seed)}
-        aside = {"suite": self.suite, "workers": self.settings.workers}
+        aside = {"suite": self.suite, "workers": self.settings.workers, "features": cache_dir() / "features"}
         function = "harness.table_stages:scores_stage"
         return Stage(scores_name(cell, base_seed, control), function, kwargs, needs, 25, SCORING, aside)
 
@@ -253,12 +255,10 @@ class Plan:
         suffix = "" if plain(world.training) == NOTHING_ELSE else f"-{world.name}"
         return {part: f"{part}{suffix}" for part in self.pool_parts()}
 
-    # --------------------------------------------------------------------------------------------- rows
-
     def row(
-        self, folders: dict[str, Path], cell: Cell, base_seed: int, table: str, control: str = "none"
+        self, folders: dict[str, Path], cell: Cell, base_seed: int, table: str, control: str = "none", /, **of_grid: Any
     ) -> tuple[Row, Any]:
-        """The finished row of a cell, and its evaluation."""
+        """The finished row of a cell, and its evaluation; `of_grid`: fields of a row that belongs to a grid."""
         from harness.evaluate import load_evaluation
 
         scores = folders[scores_name(cell, base_seed, control)]
@@ -275,20 +275,22 @@ class Plan:
             seed=seed,
             seeds=seeds_of(seed, base_seed),
             config={**plain(settings), "frames": cell.frames, "suite": None},  # the fingerprint says which suite
-            content_hash=scores.name.rpartition("-")[2],
             suite_fingerprint=load_suite(self.suite)["fingerprint"],
+            suite=suite_record(self.suite, scores),
+            world=settings.world.name,
             sampling=SAMPLING_RULE,
             cost=self.cost_of(folders, cell),
             timings=self.timings(folders, cell, base_seed, control),
             disclosures=self.disclosures(folders, base_seed),
             made_by=Provenance(**read_json(scores / DESCRIPTION)["made_by"]),
+            **{"content_hash": scores.name.rpartition("-")[2], **of_grid},
         )
         return row, evaluation
 
     def cost_of(self, folders: dict[str, Path], cell: Cell) -> dict[str, Any]:
-        """The cost fields of a row."""
+        """The cost fields of a row; without latency where that was not measured."""
         flops = read_json(folders[f"cost-{cell.architecture}"] / "cost.json")[str(cell.frames)]
-        latency = read_json(folders["latency"] / "latency.json")[self.cells.index(cell)]
+        latency = read_json(folders["latency"] / "latency.json")[self.cells.index(cell)] if "latency" in folders else {}
         return {**flops, **latency}
 
     def timings(self, folders: dict[str, Path], cell: Cell, base_seed: int, control: str) -> dict[str, float]:

@@ -90,16 +90,19 @@ def scores_stage(
     control: str,
     batch_size: int,
     workers: int,
+    features: Path | None = None,
 ) -> None:
     """Evaluates a checkpoint on the suite in the folder `suite`: `samples.parquet`, `scores.json`, the journal.
 
-    `suite_state` stands for what is in that folder: another state makes this another stage.
+    `suite_state` stands for what is in that folder: another state makes this another stage. `suite`, `workers` and
+    `features` (a folder of encoder features that evaluations share, see `harness.features`) shape no result: they
+    are a stage's `aside`.
     """
     from harness.evaluate import evaluate
     from harness.mini.training import quiet
 
     quiet()
-    evaluate(checkpoint, suite, out, frames, control, batch_size, workers, progress)
+    evaluate(checkpoint, suite, out, frames, control, batch_size, workers, progress, features=features)
 
 
 def cost_stage(

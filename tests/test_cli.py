@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from harness import cli
 from harness.compose import CONF, closest_first, compose, group_choices
 from harness.errors import TooManyFailures, UserError
-from harness.settings import MAIN, PROFILE, Control, Groups, Root
+from harness.settings import ABLATE, MAIN, PROFILE, Control, Groups, Root
 from harness.stages import find_function
 
 
@@ -38,7 +38,7 @@ def test_settings_compose_with_their_types(conf: Path) -> None:
     assert compose([], conf).jobs is None
 
 
-@pytest.mark.parametrize("root", [MAIN, PROFILE], ids=lambda root: root.name)
+@pytest.mark.parametrize("root", [MAIN, ABLATE, PROFILE], ids=lambda root: root.name)
 def test_every_setting_has_a_shipped_value_and_every_choice_composes(root: Root) -> None:
     settings = compose([], root=root)
     assert not OmegaConf.missing_keys(settings)
@@ -83,7 +83,7 @@ def test_profilers_have_settings_of_their_own() -> None:
         ("base_seeds=[]", "base_seeds=[]: give at least one, each only once"),
         ("rows=[]", "rows=[]: give at least one, each only once"),
         ("rows=[a@1,a@1]", "rows=['a@1', 'a@1']: give at least one, each only once"),
-        ("control=open", "control takes one of none, gate_closed, other_video, not 'open'"),
+        ("control=open", "control takes one of none, gate_closed, other_video, shuffled, "),
         ("seed", "'seed' is not KEY=VALUE"),
         ("+extra=1", "'+extra=1': settings can be changed, not added"),
         ("~gate", "settings can be changed, not added"),

@@ -20,7 +20,7 @@ from harness.journal import UNPARSED
 from harness.lmms_plugin import SlowFastMLLM
 from harness.mini.suite import load_index
 from harness.rows import SAMPLE_COLUMNS
-from harness.video import SAMPLING_RULE, uniform_indices
+from harness.video import SAMPLING_RULE, read_frames, uniform_indices
 
 FRAMES = 8
 ANSWERED = ["task", "doc_id", "prediction", "correct", "failure", "answer"]
@@ -127,6 +127,22 @@ def test_a_finished_run_asks_nothing_again(done: tuple[Path, Evaluation], asked:
     assert asked == []
     assert again.scores == evaluation.scores
     pd.testing.assert_frame_equal(again.samples, evaluation.samples)
+
+
+def test_features_that_are_kept_change_no_answer(
+    done: tuple[Path, Evaluation], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With an empty folder of features, and with the full one, when nothing is decoded any more."""
+    decoded = []
+    monkeypatch.setattr("harness.video.read_frames", lambda *args: decoded.append(args[0]) or read_frames(*args))
+    tables = []
+    for name in ("cold", "warm"):
+        evaluation = evaluate(tiny_checkpoint(), small_suite(), tmp_path / name, FRAMES, features=tmp_path / "kept")
+        assert evaluation.scores == done[1].scores
+        pd.testing.assert_frame_equal(evaluation.samples[ANSWERED], done[1].samples[ANSWERED])
+        tables.append(pd.read_parquet(tmp_path / name / "videos.parquet"))
+        assert len(decoded) == len(tables[0]) == 64
+    pd.testing.assert_frame_equal(*tables)  # as they were watched when they were decoded, `seconds` too
 
 
 def test_another_run_does_not_take_over_the_answers(done: tuple[Path, Evaluation]) -> None:

@@ -176,12 +176,6 @@ def test_gate_closed_is_the_model_without_warm_up() -> None:
     assert answered != answers(plugin())
 
 
-@pytest.mark.parametrize("control", ["gate_closed", "other_video"])
-def test_a_control_needs_a_slow_path(control: str) -> None:
-    with pytest.raises(UserError, match="has no slow path"):
-        plugin(pretrained=tiny_checkpoint(placement="none"), control=control)
-
-
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

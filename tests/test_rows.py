@@ -4,23 +4,30 @@ import json
 import subprocess
 from pathlib import Path
 
+import duckdb
 import pandas as pd
 import pytest
 from synthetic_rows import MADE_BY, answers, evaluation, questions, row, table_run
 
 from harness import provenance, results_readme
+from harness.benchmarks import BENCHMARKS
 from harness.errors import UserError
+from harness.grids.grid import Grid
+from harness.row_store import Failure, RowStore
 from harness.rows import (
     KEYS,
     SAMPLE_COLUMNS,
+    SCHEMA_VERSION,
     UNPARSED,
     Row,
     as_frame,
+    load_rows,
     read_rows,
     read_samples,
     rows_name,
     samples_name,
     tag_samples,
+    upgrade,
     write_rows,
     write_samples,
 )
@@ -113,7 +120,7 @@ def test_an_unknown_cost_is_refused(measured):
     ("spoil", "sentence"),
     [
         (lambda fields: fields.pop("suite_fingerprint"), "line 2: field suite_fingerprint: Field required"),
-        (lambda fields: fields.update(schema_version=2), "line 2: field schema_version: Input should be 1"),
+        (lambda fields: fields.update(schema_version=3), "line 2: field schema_version: Input should be 2"),
         (lambda fields: fields.update(accuracy=3), "line 2: field accuracy: Extra inputs are not permitted"),
         (lambda fields: fields.update(failures=3), "line 2: field row: .*add up to 0, not 3"),
     ],
@@ -160,6 +167,117 @@ def test_a_row_says_where_it_was_made(measured):
     assert {"python", "torch", "transformers", "lmms-eval", "av"} <= set(made.versions)
     assert "core" in made.device
     assert row(measured).device == MADE_BY.device
+
+
+def test_a_rows_two_aggregations_are_both_means(measured):
+    measured = evaluation(measured.samples.sample(frac=0.7, random_state=0))  # categories of different sizes
+    made = row(measured)
+    assert set(made.aggregations) == set(BENCHMARKS) - {"egoschema"}  # which has one category
+    for name, both in made.aggregations.items():
+        samples = measured.samples[measured.samples["benchmark"] == name]
+        by_hand = samples.groupby("category")["correct"].mean()
+        assert both["samples"] == pytest.approx(100 * samples["correct"].mean())
+        assert both["categories"] == pytest.approx(100 * by_hand.sum() / len(BENCHMARKS[name].categories))
+        own = "categories" if name in ("mlvu", "mvbench") else "samples"
+        assert both[own] == pytest.approx(made.scores[name])
+    assert made.aggregations["mlvu"]["samples"] != pytest.approx(made.aggregations["mlvu"]["categories"])
+
+
+def test_a_category_that_the_suite_lacks_counts_as_nothing_right(measured):
+    fewer = measured.samples[measured.samples["category"] != "needle"]
+    both = row(type(measured)(scores=measured.scores, samples=fewer)).aggregations["mlvu"]
+    left = fewer[fewer["benchmark"] == "mlvu"].groupby("category")["correct"].mean()
+    assert len(left) == 6
+    assert both["categories"] == pytest.approx(100 * left.sum() / 7)
+
+
+def test_an_unknown_category_is_refused(measured):
+    samples = measured.samples.replace({"category": {"needle": "thread"}})
+    with pytest.raises(UserError, match="slow_fast @ 128 frames, base seed 0: mlvu has no category 'thread'"):
+        row(type(measured)(scores=measured.scores, samples=samples))
+
+
+def test_latency_may_be_left_out(measured, tmp_path):
+    cost = {"fast_tokens": 1, "slow_tokens": 2, "prefill_mflop_mini": 3, "prefill_tflop_7b": 4, "model_tflop_7b": 5}
+    made = row(measured, cost=cost, grid="gates", cell="none", overrides=["gate=none"], suite={"seed": 1})
+    assert (made.prefill_ms, made.decode_ms_quartiles) == (None, None)
+    assert (made.grid, made.cell, made.overrides, made.suite) == ("gates", "none", ["gate=none"], {"seed": 1})
+    back = read_rows(write_rows(tmp_path / "rows.jsonl", [made]))
+    assert back["prefill_ms"].isna().all()
+    assert back["prefill_ms"].dtype == float
+
+
+def test_a_row_of_version_1_is_read_as_the_same_row(measured, tmp_path):
+    made = row(measured)
+    old = json.loads(made.model_dump_json())
+    for field in ("grid", "cell", "overrides", "world", "suite", "aggregations"):
+        del old[field]
+    old["schema_version"] = 1
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(old) + "\n")
+    assert load_rows(path)[0].model_dump() == made.model_dump()
+    assert "grid" not in old
+    assert upgrade(json.loads(made.model_dump_json())) == json.loads(made.model_dump_json())
+
+
+def test_samples_of_version_1_have_no_seconds(tmp_path):
+    _, samples = table_run(base_seeds=(0,), shape={"egoschema": (20, 1)})
+    path = tmp_path / "samples.parquet"
+    samples.drop(columns="seconds").to_parquet(path)
+    back = read_samples(path)
+    assert back["seconds"].isna().all()
+    pd.testing.assert_frame_equal(back.drop(columns="seconds"), samples.drop(columns="seconds"))
+    samples.drop(columns="target").to_parquet(path)
+    with pytest.raises(UserError, match="has the columns"):
+        read_samples(path)
+
+
+def test_every_committed_row_is_read():
+    results = Path(__file__).parents[1] / "results"
+    files = [
+        *results.glob("rows/main*.jsonl"),
+        *results.glob("rows/controls*.jsonl"),
+        *results.glob("rivals/rows/*.jsonl"),
+    ]
+    assert len(files) >= 4
+    for path in files:
+        rows = read_rows(path)
+        assert rows["schema_version"].eq(SCHEMA_VERSION).all()
+        for scores, both in zip(rows["scores"], rows["aggregations"], strict=True):
+            assert both["mlvu"]["categories"] == pytest.approx(scores["mlvu"])
+        assert len(read_samples(path.with_suffix(".samples.parquet"))) == rows["n_samples"].sum()
+
+
+@pytest.mark.parametrize("what", [*results_readme.PANDAS, *results_readme.DUCKDB])
+def test_the_readmes_lines_read_rows_and_samples(measured, tmp_path, monkeypatch, what):
+    results = tmp_path / "results"
+    for name in ("gates", "placement"):
+        store = RowStore(results, name, "mini", 0)
+        fields = {"question": "?", "paper": "", "cost": "", "time": ""}
+        store.begin(
+            Grid.model_validate({"name": name, "order": 1, "reference": "a", "cells": {"a": [], "b": []}, **fields})
+        )
+        for cell in "ab":
+            made = row(measured, grid=name, cell=cell, content_hash=f"11223344556{'ab'.index(cell)}")
+            store.put(made, measured.samples)
+    store.fail(Failure(cell="b", base_seed=1, stage="", error="", traceback="", when="", code_commit=None))
+    write_samples(results / "rows" / samples_name("main", "mini", 0), [tag_samples(row(measured), measured.samples)])
+    monkeypatch.chdir(tmp_path)
+    n = len(measured.samples)
+    if what in results_readme.PANDAS:
+        read = eval(results_readme.PANDAS[what], {"pandas": pd})
+        expected = {"a grid's rows": 2, "the main table's samples": n, "all samples of all grids": 2 * n}
+    else:
+        read = duckdb.sql(results_readme.DUCKDB[what]).df()
+        expected = {"all grids' rows": 4, "all grids' samples, by cell": 4 * n}
+        assert set(zip(read["grid"], read["cell"], strict=True)) == {
+            (g, c) for g in ("gates", "placement") for c in "ab"
+        }
+    assert len(read) == expected[what]
+    if "correct" in read:
+        assert read["correct"].mean() == pytest.approx(measured.samples["correct"].mean())
+    elif "content_hash" in read:
+        assert read["content_hash"].tolist() == ["112233445560", "112233445561"]
 
 
 def test_every_field_is_documented_and_the_readme_is_current():

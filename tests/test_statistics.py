@@ -1,8 +1,12 @@
-"""Intervals and tests against closed forms, and their coverage by simulation."""
+"""Intervals and tests against closed forms, plain loops and statsmodels."""
 
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import norm
+from statsmodels.regression.linear_model import OLS
+from statsmodels.stats import contingency_tables
+from statsmodels.stats.multitest import multipletests
 from synthetic_rows import CATEGORY_MEANS, evaluation, questions, table_run
 
 from harness import statistics
@@ -83,16 +87,78 @@ def test_base_seeds_are_averaged_per_question_not_counted_as_further_questions()
     assert standard_error(twice) == pytest.approx(standard_error(samples_of(correct)))
 
 
-def test_intervals_cover_the_truth_about_as_often_as_they_say():
-    random = np.random.default_rng(0)
-    truth, covered, runs = 0.6, 0, 200
-    for run in range(runs):
-        share = random.beta(3, 2, 80)  # videos differ in difficulty: mean 0.6
-        correct = random.random((80, 3)) < share[:, None]
-        scores = statistics.resample(samples_of(correct.ravel(), np.repeat(np.arange(80), 3)), [], draws=400, seed=run)
-        found = statistics.bootstrap(scores).iloc[0]
-        covered += found["lo"] <= 100 * truth <= found["hi"]
-    assert 0.90 <= covered / runs <= 0.99
+def test_the_clustered_error_is_that_of_a_cluster_robust_regression():
+    random = np.random.default_rng(4)
+    asked = random.integers(1, 4, 150)  # videos of one to three questions
+    video = np.repeat(np.arange(150), asked)
+    correct = random.random(len(video)) < np.repeat(random.beta(2, 2, 150), asked)
+    per_video = pd.Series(correct - correct.mean()).groupby(video).sum()
+    closed_form = 100 * np.sqrt((per_video**2).sum()) / len(video)  # of a ratio of sums over videos
+    fit = OLS(correct.astype(float), np.ones(len(video))).fit(
+        cov_type="cluster", cov_kwds={"groups": video, "use_correction": False}
+    )
+    assert closed_form == pytest.approx(100 * fit.bse[0])
+    assert standard_error(samples_of(correct, video)) == pytest.approx(closed_form, rel=0.04)
+
+
+# ------------------------------------------------------------------------------------------- base seeds
+
+
+def seeds_apart(*scores: int, setting=ONE, n=100) -> pd.DataFrame:
+    """Base seeds that answer all questions right or all wrong: nothing but seeds varies."""
+    return pd.concat([samples_of([score == 100] * n, base_seed=s, setting=setting) for s, score in enumerate(scores)])
+
+
+@pytest.mark.parametrize("scores", [(100, 0), (100, 0, 0), (100, 100, 0, 0, 0)], ids=str)
+def test_base_seeds_give_the_error_of_a_mean_of_n(scores):
+    expected = np.std(scores, ddof=1) / np.sqrt(len(scores))  # n of n draws would make it sqrt((n - 1) / n) of this
+    assert standard_error(seeds_apart(*scores)) == pytest.approx(expected, rel=0.03)
+
+
+def test_base_seeds_can_be_held_fixed_and_one_always_is():
+    samples = seeds_apart(100, 0)
+    assert statistics.resample(samples, [], draws=200, seeds=False).draws_BSN.std() == 0
+    correct = np.arange(200) < 60
+    for seeds in (True, False):
+        scores = statistics.resample(samples_of(correct), [], draws=4000, seeds=seeds)
+        assert scores.draws_BSN[:, 0, 0].std() == pytest.approx(100 * np.sqrt(0.21 / 200), rel=0.04)
+
+
+def test_a_base_seeds_effect_that_both_lines_share_is_not_in_their_difference():
+    samples = pd.concat([seeds_apart(100, 0), seeds_apart(100, 0, setting=OTHER)])
+    assert (statistics.resample(samples, [], draws=200).difference_BN(ONE, OTHER) == 0).all()
+    crossed = pd.concat([seeds_apart(100, 0), seeds_apart(0, 100, setting=OTHER)])
+    found = statistics.paired(statistics.resample(crossed, [], draws=2000), ONE, OTHER).set_index("benchmark")
+    assert found.loc["average", "se"] == pytest.approx(100, rel=0.03)  # +100 and -100, one drawn
+
+
+def test_what_base_seeds_differ_by_chance_is_counted_once():
+    random = np.random.default_rng(2)
+    first, second = random.random((2, 400)) < 0.5  # independent answers of two equal seeds: their mean has n = 800
+    second[:] = np.r_[second[first.sum() :], second[: first.sum()]]
+    samples = pd.concat([samples_of(first), samples_of(second, base_seed=1)])
+    assert abs(first.mean() - second.mean()) < 0.05, "no more than chance"
+    assert standard_error(samples) == pytest.approx(100 * np.sqrt(0.25 / 800), rel=0.06)
+
+
+def test_seeds_move_the_draws_as_a_plain_loop_moves_them():
+    random = np.random.default_rng(3)
+    estimate_KX, videos_KBX = random.normal(50, 5, (3, 2)), random.normal(50, 1, (3, 300, 2))
+    weight_BK = statistics.draw_seeds(3, 300, seed=1)
+    assert set(np.unique(weight_BK)) == {0, 0.5, 1}
+    assert weight_BK.sum(1) == pytest.approx(np.ones(300))
+    drawn_BX = statistics.with_seeds(estimate_KX, videos_KBX, weight_BK)
+    for x in range(2):
+        deviation = [estimate - np.mean(estimate_KX[:, x]) for estimate in estimate_KX[:, x]]
+        variances = [np.var(videos_KBX[k, :, x] - videos_KBX[:, :, x].mean(0)) for k in range(3)]
+        beyond = 1 - (sum(variances) / 2) / (sum(d * d for d in deviation) / 2)
+        assert beyond > 0
+        for draw in range(0, 300, 50):
+            moved = sum(weight_BK[draw, k] * deviation[k] * beyond**0.5 for k in range(3))
+            assert drawn_BX[draw, x] == pytest.approx(videos_KBX[:, draw, x].mean() + moved)
+
+
+# ------------------------------------------------------------------------------------------- comparisons
 
 
 def test_a_difference_is_first_minus_second_and_tighter_than_its_parts():
@@ -128,6 +194,61 @@ def test_mcnemar_is_the_exact_binomial_test_on_discordant_pairs():
     assert found["p"] == pytest.approx(2 * (1 + 6) / 2**6)
 
 
+def test_mcnemar_is_that_of_statsmodels():
+    for first_only, second_only in [(8, 2), (3, 3), (25, 11), (0, 6)]:
+        theirs = contingency_tables.mcnemar([[20, first_only], [second_only, 5]], exact=True)
+        assert statistics.exact_mcnemar(first_only, second_only) == pytest.approx(theirs.pvalue)
+
+
+def test_holm_is_that_of_statsmodels():
+    random = np.random.default_rng(0)
+    for p in ([0.01, 0.04, 0.03], [0.5, 0.5, 0.2], [0.04], random.random(20) ** 3, []):
+        theirs = multipletests(p, method="holm")[1] if len(p) else []
+        assert statistics.holm(p) == pytest.approx(np.asarray(theirs))
+
+
+def test_p_agrees_with_the_interval_and_with_the_normal_test():
+    random = np.random.default_rng(5)
+    draws_BX = random.normal(1, [0.3, 0.5, 0.52, 1, 10], (20_000, 5))
+    p_X, (lo_X, hi_X) = statistics.p_values(draws_BX), statistics.interval(draws_BX)
+    assert p_X == pytest.approx(2 * norm.sf(1 / np.array([0.3, 0.5, 0.52, 1, 10])), rel=0.1, abs=2e-3)
+    assert ((p_X < 0.05) == ((lo_X > 0) | (hi_X < 0))).all()
+    assert statistics.p_values(-draws_BX) == pytest.approx(p_X)
+    assert statistics.p_values(np.zeros((99, 1)))[0] == 1
+    assert statistics.p_values(np.ones((99, 1)))[0] == pytest.approx(2 / 100)
+
+
+def test_the_detectable_difference_is_found_four_times_in_five():
+    se = 1.7
+    found = np.random.default_rng(6).normal(statistics.detectable(se), se, 20_000)
+    assert np.mean(np.abs(found) > norm.ppf(0.975) * se) == pytest.approx(0.8, abs=0.01)
+    assert statistics.detectable(1) == pytest.approx(2.80, abs=0.005)
+
+
+def test_a_grids_cells_are_compared_with_one_and_corrected_together():
+    _, samples = table_run(shape={"egoschema": (90, 1), "mlvu": (60, 2)})
+    cells = samples["architecture"] + "@" + samples["frames"].astype(str)
+    scores = statistics.resample(samples.assign(cell=cells), CATEGORY_MEANS, draws=1000, by=["cell"])
+    assert scores.settings[:2] == [("self_attention@16",), ("self_attention@32",)]  # in the samples' order
+    reference, others = scores.settings[-2], scores.settings[:-2]
+    found = statistics.compare(scores, [(other, reference) for other in others])
+    assert list(found) == list(statistics.COMPARED)
+    assert found["first"].tolist() == others
+    assert found["p_holm"].tolist() == pytest.approx(multipletests(found["p"], method="holm")[1])
+    for line in found.itertuples():
+        alone = statistics.paired(scores, line.first, reference).set_index("benchmark").loc["average"]
+        assert (line.difference, line.lo, line.hi, line.p) == tuple(alone[["difference", "lo", "hi", "p"]])
+        tests = statistics.mcnemar(samples.assign(cell=cells), line.first, reference, by=["cell"])
+        assert (line.first_only, line.p_mcnemar) == (tests["first_only"].sum(), tests["p"].max())
+        assert line.detectable == pytest.approx(statistics.detectable(line.se))
+    assert found["difference"].iloc[0] < 0  # 16 frames of self-attention against 128 of slow-fast
+    assert len(statistics.compare(scores, [])) == 0
+    each = statistics.compare(scores, [(others[0], reference)], benchmarks=["egoschema", "mlvu"]).set_index("benchmark")
+    whole = found.iloc[0]
+    assert each["first_only"].sum() == whole["first_only"]
+    assert each["difference"].mean() == pytest.approx(whole["difference"])
+
+
 def test_scores_equal_the_evaluators_own_on_a_whole_run():
     rows, samples = table_run()
     scores = statistics.resample(samples, CATEGORY_MEANS, draws=10)
@@ -161,7 +282,7 @@ def test_a_category_that_a_draw_leaves_out_is_left_out_of_its_mean():
     [
         (lambda table: table.iloc[:-1], "not asked the same questions"),
         (lambda table: pd.concat([table, table.iloc[:1]]), "answered twice"),
-        (lambda table: table[~((table["frames"] == 16) & (table["base_seed"] == 1))], "number of base seeds"),
+        (lambda table: table[~((table["frames"] == 16) & (table["base_seed"] == 1))], "differ in their base seeds"),
         (
             lambda table: table.assign(doc_id=table["doc_id"] + table["base_seed"]),
             "not asked the same questions",

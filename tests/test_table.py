@@ -182,6 +182,8 @@ def test_a_row_says_who_computed_its_scores_and_what_was_asked(tmp_path: Path, m
     scores.mkdir()
     made_by = {"code_commit": "c0ffee", "code_dirty": False, "versions": {"torch": "0.1"}, "device": "abacus"}
     (scores / DESCRIPTION).write_text(json.dumps({"made_by": made_by}))
+    (scores / "journal.jsonl").write_text('{"journal_of": {"prompts": "0123"}}\n{"an answer": 1}\n')
+    (scores / "scores.json").write_text('{"sampling": "every frame", "decoder": "pyav 15"}')
     monkeypatch.setattr("harness.evaluate.load_evaluation", lambda folder: folder)
     monkeypatch.setattr("harness.table.make_row", lambda evaluation, **fields: fields)
     for name in ("cost_of", "timings", "disclosures"):
@@ -189,7 +191,27 @@ def test_a_row_says_who_computed_its_scores_and_what_was_asked(tmp_path: Path, m
     row, _ = made.row({"scores0-slow_fast-32": scores}, CELLS[1], 0, "main")
     assert row["made_by"].fields() == made_by
     assert (row["config"]["frames"], row["config"]["suite"]) == (32, None)
-    assert row["suite_fingerprint"] == load_suite(small_suite())["fingerprint"]
+    made_of = load_suite(small_suite())
+    assert row["suite_fingerprint"] == row["suite"]["fingerprint"] == made_of["fingerprint"]
+    assert (row["content_hash"], row["world"]) == ("abc", "plain")
+    assert {key: row["suite"][key] for key in ("seed", "prompts", "sampling", "decoder")} == {
+        "seed": 0,
+        "prompts": "0123",
+        "sampling": "every frame",
+        "decoder": "pyav 15",
+    }
+    assert row["suite"]["sizes"]["mlvu"] == made_of["parameters"]["videos"]["mlvu"]
+    assert (row["suite"]["split"]["mvbench"], row["suite"]["aggregation"]["mlvu"]) == ("train", "categories")
+
+
+def test_latency_stands_in_a_row_where_it_was_measured_and_nowhere_else(tmp_path: Path) -> None:
+    made = plan()
+    flops = {"16": {"fast_tokens": 1}, "32": {"fast_tokens": 2}, "128": {"fast_tokens": 3}}
+    (tmp_path / "cost.json").write_text(json.dumps(flops))
+    (tmp_path / "latency.json").write_text(json.dumps([{"prefill_ms": number} for number in range(3)]))
+    folders = {"cost-slow_fast": tmp_path}
+    assert made.cost_of(folders, CELLS[1]) == {"fast_tokens": 2}
+    assert made.cost_of({**folders, "latency": tmp_path}, CELLS[1]) == {"fast_tokens": 2, "prefill_ms": 1}
 
 
 # ------------------------------------------------------------------------------------------------- mistakes

@@ -1,0 +1,9 @@
+"""What a reader gets from stored rows: tables, figures, answers, claims and the page. Reads results/ only.
+
+grid_result.py   a grid's rows and samples, resampled and compared
+grid_table.py    its table: columns and blocks; grid_foot.py: what stands under it; grid_figures.py: its figure
+grids.py         writes and prints them
+ablations.py     ablations/README.md: question, answer, figure, grid by grid
+claims.py        results/claims.csv: every claim with its verdict
+verb.py          `python -m harness report`: all of it
+"""

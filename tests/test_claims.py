@@ -1,0 +1,165 @@
+"""Claims: verdicts follow their rules, figures are those of the rows, and what has no rows is owed."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from synthetic_rows import answers, evaluation, questions, row, table_run
+
+from harness import rows, statistics
+from harness.grids.grid import load_grid
+from harness.reports import claims
+from harness.reports.claim_list import CLAIMS
+from harness.reports.claim_rules import GAINS, NEGLIGIBLE, SAME, SUFFICES, at_least, at_most, is_about
+from harness.reports.evidence import Evidence, Finding, best_minus, minus_best, relative_gain, slope
+from harness.reports.grid_result import CATEGORY_MEANS, analyse
+from harness.row_store import RowStore
+
+ROOT = Path(__file__).parents[1]
+SHAPE = {"videomme": (30, 2), "mlvu": (40, 2), "egoschema": (40, 1)}
+SHARES = {"dynamic_tanh": 0.8, "sigmoid": 0.8, "static_tanh": 0.5, "dynamic": 0.5, "none": 0.5}
+
+
+def found(lo, hi):
+    return Finding((lo + hi) / 2, lo, hi, "points", "control", "mini")
+
+
+@pytest.fixture(scope="module")
+def gates(tmp_path_factory):
+    """The grid of gates with real names, of which two are as good as each other."""
+    store = RowStore(tmp_path_factory.mktemp("results"), "gates", "mini", 0)
+    store.begin(load_grid("gates", ROOT / "ablations", composed=False))
+    asked = questions(SHAPE)
+    for number, cell in enumerate(store.grid().cells):
+        for base_seed in (0, 1):
+            samples = answers(asked, SHARES.get(cell, 0.5), seed=100 * base_seed + number)
+            fields = {"grid": "gates", "cell": cell, "content_hash": f"{cell}-{base_seed}", "base_seed": base_seed}
+            store.put(row(evaluation(samples), **fields), samples)
+    return analyse(store)
+
+
+@pytest.fixture(scope="module")
+def main(tmp_path_factory):
+    """A results folder with a main table alone."""
+    folder = tmp_path_factory.mktemp("main")
+    frame, samples = table_run(shape=SHAPE)
+    rows.write_text(folder / "rows" / rows.rows_name("main", "mini", 0), frame.to_json(orient="records", lines=True))
+    rows.write_samples(folder / "rows" / rows.samples_name("main", "mini", 0), [samples])
+    return folder, frame, samples
+
+
+@pytest.mark.parametrize(
+    ("rule", "lo", "hi", "verdict"),
+    [
+        (GAINS, 0.1, 9, "reproduced"),
+        (GAINS, -9, NEGLIGIBLE - 0.1, "refuted"),
+        (GAINS, -1, 9, "owed"),
+        (SUFFICES, -9, NEGLIGIBLE - 0.1, "reproduced"),
+        (SUFFICES, 1, 9, "refuted"),
+        (SUFFICES, -1, 9, "owed"),
+        (SAME, -2, 2, "reproduced"),
+        (SAME, -9, -1, "refuted"),
+        (SAME, -9, 1, "owed"),
+        (at_least(16), 17, 30, "reproduced"),
+        (at_least(16), 2, 15, "refuted"),
+        (at_least(16), 2, 30, "owed"),
+        (at_most(3), 1, 3, "reproduced"),
+        (at_most(3), 4, 5, "refuted"),
+        (at_most(3), 2, 5, "owed"),
+        (is_about(3, 0.5, "x"), 2.6, 3.4, "reproduced"),
+        (is_about(3, 0.5, "x"), 1, 2, "refuted"),
+        (is_about(3, 0.5, "x"), 1, 3, "owed"),
+    ],
+)
+def test_verdicts_follow_the_interval(rule, lo, hi, verdict):
+    assert rule.verdict(found(lo, hi)) == verdict
+
+
+def test_claims_on_a_grid_have_the_grids_figures(gates, tmp_path):
+    table = claims.claims_table(Evidence(tmp_path, [gates])).set_index("id")
+    line = table.loc["a_gate_is_needed"]
+    average = gates.rows.groupby("cell")["average"].mean()
+    assert line["verdict"] == "reproduced"
+    assert line["figure"] == pytest.approx(average["dynamic_tanh"] - average["none"])
+    assert line["lo"] < line["figure"] < line["hi"]
+    assert (line["control"], line["seeds"], line["n_samples"]) == ("none", 2, 360)
+    assert table.drop(["a_gate_is_needed", "the_best_gate"])["verdict"].eq("owed").all()
+    assert table["command"].notna().all()
+
+
+def test_the_best_of_several_is_chosen_and_pays_for_it_with_a_wider_interval(gates, tmp_path):
+    evidence, others = Evidence(tmp_path, [gates]), ["sigmoid", "static_tanh", "none"]
+    best = best_minus("gates", others, "dynamic_tanh")(evidence)
+    plain = statistics.paired(gates.suites[0].scores, ("sigmoid",), ("dynamic_tanh",)).set_index("benchmark")
+    assert best.control == "dynamic_tanh (sigmoid minus it)"
+    assert best.figure == pytest.approx(plain.loc["average", "difference"])
+    assert best.lo < plain.loc["average", "lo"] < plain.loc["average", "hi"] < best.hi
+    turned = minus_best("gates", "dynamic_tanh", others)(evidence)
+    assert (turned.figure, turned.lo, turned.hi) == (-best.figure, -best.hi, -best.lo)
+    assert best_minus("gates", [*others, "missing"], "dynamic_tanh")(evidence) is None
+
+
+def test_the_main_table_stands_in_for_the_grid_of_frames(main):
+    folder, frame, samples = main
+    evidence = Evidence(folder, [])
+    gain = relative_gain("frames", "slow_fast@128", "self_attention@16")(evidence)
+    average = frame.groupby(["architecture", "frames"])["average"].mean()
+    assert gain.figure == pytest.approx(100 * (average["slow_fast", 128] / average["self_attention", 16] - 1))
+    assert gain.lo < gain.figure < gain.hi
+    cells = {f"slow_fast@{n}": n for n in (16, 32, 64, 128)}
+    per_doubling = slope("frames", cells)(evidence)
+    y = [average["slow_fast", n] for n in cells.values()]
+    assert per_doubling.figure == pytest.approx(np.polyfit(np.log2(list(cells.values())), y, 1)[0])
+    assert 0 < per_doubling.lo < per_doubling.hi
+    scores = statistics.resample(samples, CATEGORY_MEANS)
+    paired = statistics.paired(scores, ("slow_fast", 128, "none"), ("compressor_only", 128, "none"))
+    table = claims.claims_table(evidence).set_index("id")
+    expected = paired.set_index("benchmark").loc["average", ["difference", "lo", "hi"]].to_numpy(float)
+    assert table.loc["beats_the_compressor", ["figure", "lo", "hi"]].to_numpy(float) == pytest.approx(expected)
+
+
+def test_counted_claims_are_those_of_the_committed_profiles():
+    counted = [claim for claim in CLAIMS if claim.command in ("make profile", "make scaling")]
+    table = claims.claims_table(Evidence(ROOT / "results", []), counted).set_index("id")
+    counted = pd.read_csv(ROOT / "results" / "profiles" / "three_percent_paper.csv")
+    percent = 100 * counted[counted["name"].eq("llm_prefill")]["value"]
+    line = table.loc["prefill_at_most_3_percent"]
+    assert [line["figure"], line["lo"], line["hi"]] == pytest.approx([percent.iloc[0], percent.min(), percent.max()])
+    assert table.loc["model_at_most_3_percent", "verdict"] == "refuted"
+    assert table.loc["self_attention_is_linear", "verdict"] == "refuted"
+    assert table.loc["linear_cost", "verdict"] == "reproduced"
+
+
+def test_every_claim_is_written_with_the_documented_columns(tmp_path):
+    claims.write_claims(tmp_path, [])
+    read = pd.read_csv(tmp_path / "claims.csv")
+    assert list(read.columns) == list(claims.COLUMNS)
+    assert read["id"].is_unique
+    assert read["verdict"].eq("owed").all()
+    assert len(read) == len(CLAIMS)
+
+
+def test_claims_name_grids_and_cells_of_the_book():
+    grids = {path.stem: load_grid(path.stem, ROOT / "ablations", composed=False) for path in _book()}
+    for claim in CLAIMS:
+        name = claim.command.partition("GRID=")[2]
+        if not name:
+            continue
+        asked = {}
+        claim.find(_Asked(asked))
+        assert set(asked[name]) <= set(grids[name].cells), claim.id
+
+
+class _Asked:
+    """Evidence that has nothing, and remembers what it was asked for."""
+
+    def __init__(self, asked):
+        self.grids, self.asked = {}, asked
+
+    def scores(self, grid, cells):
+        self.asked[grid] = list(cells)
+
+
+def _book():
+    return sorted((ROOT / "ablations").glob("*.yaml"))
