@@ -71,7 +71,7 @@ def plot(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Main table and figures again from the stored rows, and the other tables where they were run."""
     import pandas as pd
 
-    from harness import plug_and_play as study
+    from harness import plug_and_play_points as study
     from harness import plug_and_play_report as study_report
     from harness import report, rows
 
@@ -121,11 +121,12 @@ def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
 def plug_and_play(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Convert trained baselines to slow-fast; measure by training steps, store the points, and print the table."""
     refuse_paper_scale(settings)
-    from harness import plug_and_play as study
+    from harness import plug_and_play_points as study
     from harness import plug_and_play_report as study_report
     from harness.jobs import run
+    from harness.plug_and_play import Study
 
-    planned = study.Study(settings, overrides).on(suite_of(settings))
+    planned = Study(settings, overrides).on(suite_of(settings))
     made = planned.points(run(planned.stages(), Path(settings.runs_dir), settings.jobs))
     study.write(made, Path(settings.results_dir))
     points, samples = study.read(Path(settings.results_dir), settings.scale.name, settings.seed)

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from harness import figures, foot, report, statistics
 from harness.layout import Block, Interval
-from harness.plug_and_play import CURVES, TABLE, meanings
+from harness.plug_and_play_points import CURVES, TABLE, meanings
 from harness.report import CHANCE, SCORES
 from harness.rows import seed_suffix
 from harness.statistics import AVERAGE, Scores, Setting

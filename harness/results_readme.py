@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from harness.foot import BASELINE
 from harness.paths import write_text
-from harness.plug_and_play import SAMPLES, Point, meanings
+from harness.plug_and_play_points import SAMPLES, Point, meanings
 from harness.plug_and_play_report import COLUMNS as STUDY_COLUMNS
 from harness.plug_and_play_report import DIFFERENCES
 from harness.profilers.grid import COLUMNS as PROFILE_COLUMNS

@@ -158,9 +158,10 @@ class RowStore:
 
     def failures(self) -> list[Failure]:
         """The failures, in the order of the rows."""
-        if not self.failures_path.is_file():
+        try:
+            lines = self.failures_path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:  # also if the last one is cleared at this moment
             return []
-        lines = self.failures_path.read_text(encoding="utf-8").splitlines()
         try:
             return [Failure.model_validate_json(line) for line in lines]
         except ValidationError as error:

@@ -121,7 +121,12 @@ def sweep(results: Path, *overrides: str, grid: str = GRID, name: str = "fake") 
     folder = results / "ablations"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.yaml").write_text(grid)
-    where = [f"grids_dir={folder}", f"results_dir={results}", f"runs_dir={results / 'runs'}", f"suite={fake_suite(results / 'suite')}"]
+    where = [
+        f"grids_dir={folder}",
+        f"results_dir={results}",
+        f"runs_dir={results / 'runs'}",
+        f"suite={fake_suite(results / 'suite')}",
+    ]
     typed = ["grid=fake", "jobs=0", "workers=0", *where, *overrides]
     typed = list({text.partition("=")[0]: text for text in typed}.values())
     with pytest.MonkeyPatch.context() as patch:

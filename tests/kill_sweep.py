@@ -35,7 +35,7 @@ cells:
 """
 OF_THE_MACHINE = ["timings", "code_commit", "code_dirty", "device"]
 BY_SAMPLE = ["cell", *KEYS, "task", "doc_id"]
-SHARE = 0.4  # of the undisturbed time, within which a kill falls
+SHARE = 0.6  # of the undisturbed time, within which a kill falls
 
 
 def start(folder: Path) -> subprocess.Popen:

@@ -57,6 +57,7 @@ def test_a_control_of_slow_tokens_needs_a_slow_path(control: str) -> None:
 # ------------------------------------------------------------------------------------------- shuffled, blank
 
 
+@pytest.mark.slow
 def test_shuffled_slow_tokens_against_questions_asked_alone() -> None:
     """Alone: the model is given as slow features those of the video's frames in the shuffled order."""
     model, processor = tiny_model()

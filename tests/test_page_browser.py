@@ -11,9 +11,10 @@ webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not in
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 CHROME = next(filter(None, map(shutil.which, BROWSERS)), None)
 DRIVER = shutil.which("chromedriver")
-pytestmark = pytest.mark.skipif(
-    CHROME is None or DRIVER is None, reason="no Chromium with chromedriver on this machine"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(CHROME is None or DRIVER is None, reason="no Chromium with chromedriver on this machine"),
+]
 WIDTHS = (375, 1280)
 
 

@@ -27,7 +27,8 @@ from harness.mini.conversion import Snapshots, choose_trained, new_parameters, s
 from harness.mini.stream import suite_tokenizer
 from harness.mini.training import adapt_training_seed, base_training_seed, run_training
 from harness.models import model_config, variant_of
-from harness.plug_and_play import CURVES, SAMPLES, Point, Study, check_steps, read, write
+from harness.plug_and_play import Study, check_steps
+from harness.plug_and_play_points import CURVES, SAMPLES, Point, read, write
 from harness.progress import SILENT
 from harness.stages import resolve
 from harness.statistics import AVERAGE, Scores

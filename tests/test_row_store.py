@@ -236,15 +236,16 @@ def test_four_writers_at_once_lose_nothing(tmp_path, forks):
 
 
 def read_until(moment: float, store: RowStore) -> None:
-    """A reader without a lock meets whole files only, with ever more rows."""
+    """A reader without a lock meets whole files only, with ever more lines."""
     seen, failed = 0, 0
     while time.monotonic() < moment:
         now, failures = len(store.rows()), len(store.failures())
         assert now >= seen
-        assert failures >= failed - 1  # a row that is put takes its cell's failure away, if there is one
+        assert failures >= failed
         seen, failed = now, failures
 
 
+@pytest.mark.slow
 def test_a_writer_killed_at_any_moment_leaves_whole_files(tmp_path, forks):
     store, drawn = store_in(tmp_path), random.Random(5)
     for kill in range(20):

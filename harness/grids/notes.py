@@ -26,7 +26,8 @@ class Note:
     """What one process is at work on.
 
     Attributes:
-        stage: the name that the stage's folder will have; "": it waits for other processes.
+        stage: the name that the stage's folder will have; "": none is at work.
+        waits: for other processes; before that, it starts: seconds of imports.
         since: seconds of the epoch.
         fraction: of the stage, 0 to 1.
     """
@@ -36,6 +37,7 @@ class Note:
     stage: str = ""
     since: float = 0.0
     fraction: float = 0.0
+    waits: bool = False
 
 
 class Notes:
@@ -57,9 +59,9 @@ class Notes:
 
     def progress(self, stage: str) -> Progress:
         """What the stage reports to that begins now; "": none does."""
-        if stage != self.note.stage:
+        if stage != self.note.stage or not (stage or self.note.waits):
             self.display.forget(self.note.stage)
-            self.note = replace(self.note, stage=stage, since=time.time(), fraction=0.0)
+            self.note = replace(self.note, stage=stage, since=time.time(), fraction=0.0, waits=not stage)
             self._write()
         return Progress(self._handle, stage)
 

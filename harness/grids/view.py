@@ -113,7 +113,7 @@ class View:
 
     def _in_words(self, note: Note) -> str:
         if not note.stage:
-            return f"{note.cell}/{note.base_seed} waits"
+            return f"{note.cell}/{note.base_seed} {_idle(note)}"
         elapsed, known = clock(time.time() - note.since), self._expected(note)
         expected = f" of {clock(self.times.seconds(*known))}" if known else ""
         return f"{note.cell}/{note.base_seed} {_name(note.stage)} {note.fraction:.0%} {elapsed}{expected}"
@@ -128,11 +128,15 @@ class View:
             expected = f"of {clock(self.times.seconds(*known))}" if known else ""
             elapsed = clock(time.time() - note.since)
             named = f"  {note.cell}/{note.base_seed}"
-            running.add_row(named, _name(note.stage) or "waits for others", f"{note.fraction:.0%}", elapsed, expected)
+            running.add_row(named, _name(note.stage) or _idle(note), f"{note.fraction:.0%}", elapsed, expected)
         return Group(line, running)
 
     def _print(self, text: str) -> None:
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _idle(note: Note) -> str:
+    return "waits" if note.waits else "starts"
 
 
 def _name(folder: str) -> str:

@@ -13,13 +13,13 @@ import pandas as pd
 
 from harness import statistics
 from harness.foot import BASELINE
+from harness.plug_and_play_points import TABLE as STUDY
 from harness.report import chance_line
 from harness.reports.grid_result import BY, CATEGORY_MEANS, GridResult
 from harness.rows import read_samples, samples_name
 from harness.statistics import AVERAGE, LEVEL, Scores
 
 POINTS = "percentage points"
-STUDY = "plug_and_play"  # the study's table; `harness.plug_and_play` itself would import torch
 MAIN_SCALE, MAIN_SEED = "mini", 0
 SIXTEEN = f"{BASELINE[0]}@{BASELINE[1]}"
 
