@@ -95,8 +95,7 @@ def check_damaged(folder: Path, done: subprocess.CompletedProcess, broken: list[
 
 
 @pytest.mark.timeout(900)
-def test_from_nothing_to_a_table_and_again_and_with_broken_videos(tmp_path: Path) -> None:
-    """One test, in one process: the runs build on each other."""
+def test_from_nothing_to_a_table_and_again(tmp_path: Path) -> None:
     first = harness(tmp_path, "table", ROWS)
     assert first.returncode == 0, first.stderr
     check_table(tmp_path, first.stdout)
@@ -110,9 +109,12 @@ def test_from_nothing_to_a_table_and_again_and_with_broken_videos(tmp_path: Path
     assert again.stderr == ""  # no stage was run
     assert sorted(path.name for path in (tmp_path / "results" / "runs").iterdir()) == stages
 
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_broken_videos_are_counted_and_named_by_the_table(tmp_path: Path) -> None:
     broken = damaged(small_suite(), tmp_path / "suite")
-    third = harness(tmp_path, "table", ROWS, "suite=suite")
-    check_damaged(tmp_path, third, broken)
+    check_damaged(tmp_path, harness(tmp_path, "table", ROWS, "suite=suite"), broken)
 
 
 @pytest.mark.slow
