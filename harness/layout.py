@@ -138,33 +138,42 @@ def markdown(blocks: Sequence[Block], title: str, lines: Sequence[str]) -> str:
     for block in blocks:
         heads = [head.replace("-\n", "").replace("\n", " ") for head in block.heads]
         rule = [":--" if place < block.names else "--:" for place in range(len(heads))]
-        body = [[_escaped_md(_spelt(cell, "wide")) for cell in row] for row in block.rows]
+        body = [[escaped_md(_spelt(cell, "wide")) for cell in row] for row in block.rows]
         rows = "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *body))
         parts += [f"**{block.caption}**", rows]
-    return "\n\n".join([*parts, "\n".join(f"- {_escaped_md(line)}" for line in lines)]) + "\n"
+    return "\n\n".join([*parts, "\n".join(f"- {escaped_md(line)}" for line in lines)]) + "\n"
 
 
 def latex(blocks: Sequence[Block], title: str, lines: Sequence[str], label: str) -> str:
-    """One `table*` (packages: booktabs) with a tabular per block and the lines as a note."""
-    parts = [
-        "% needs \\usepackage{booktabs}",
+    """A `table*` (packages: booktabs) per block, so that each fits a page, and the lines as a paragraph below.
+
+    The first is labelled tab:`label`, the others tab:`label`-2 and so on.
+    """
+    parts = ["% needs \\usepackage{booktabs}"]
+    for number, block in enumerate(blocks, start=1):
+        parts += _tex_float(block, title, label if number == 1 else f"{label}-{number}")
+    note = "\n".join(f"{_escaped_tex(line)}\\par" for line in lines)
+    return "\n".join([*parts, "\\begingroup\\scriptsize\\noindent", note]) + "\n\\endgroup\n"
+
+
+def _tex_float(block: Block, title: str, label: str) -> list[str]:
+    end = "" if title.endswith(("?", "!", ".")) else "."
+    columns = "l" * block.names + "r" * (len(block.heads) - block.names)
+    return [
         "\\begin{table*}",
         "\\centering",
-        f"\\caption{{{_escaped_tex(title)}.}}",
+        f"\\caption{{{_escaped_tex(title)}{end} {_escaped_tex(block.caption)}.}}",
         f"\\label{{tab:{label}}}",
         "\\footnotesize\\setlength{\\tabcolsep}{3pt}",
+        f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+        "\\toprule",
+        " & ".join(map(_tex_head, block.heads)) + " \\\\",
+        "\\midrule",
+        *(" & ".join(map(_tex_cell, row)) + " \\\\" for row in block.rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table*}",
     ]
-    for block in blocks:
-        columns = "l" * block.names + "r" * (len(block.heads) - block.names)
-        parts += [f"\\par\\smallskip\\textit{{{_escaped_tex(block.caption)}}}\\par\\smallskip"]
-        parts += [f"\\begin{{tabular}}{{@{{}}{columns}@{{}}}}", "\\toprule"]
-        parts += [" & ".join(map(_tex_head, block.heads)) + " \\\\", "\\midrule"]
-        parts += [" & ".join(map(_tex_cell, row)) + " \\\\" for row in block.rows]
-        parts += ["\\bottomrule", "\\end{tabular}"]
-    note = "\n".join(f"{_escaped_tex(line)}\\par" for line in lines)
-    return "\n".join([*parts, "\\par\\smallskip\\begin{minipage}{\\textwidth}\\scriptsize", note]) + (
-        "\n\\end{minipage}\n\\end{table*}\n"
-    )
 
 
 def print_table(blocks: Sequence[Block], title: str, lines: Sequence[str], console: Console) -> None:
@@ -220,7 +229,8 @@ def _spelt(cell: str | Interval, medium: str) -> str:
     return f"{cell:{medium}}" if isinstance(cell, Interval) else cell
 
 
-def _escaped_md(text: str) -> str:
+def escaped_md(text: str) -> str:
+    """Text that means itself in a GitHub table's cell or below it."""
     return text.replace("|", "\\|").replace("<", "&lt;")
 
 

@@ -56,6 +56,7 @@ class Failure(BaseModel):
     traceback: str = Field(description="all of it; empty where the error says enough")
     when: str = Field(description="UTC, ISO 8601")
     code_commit: str | None = Field(description="git commit of the harness; null outside a checkout")
+    content_hash: str = Field(default="", description="what the row would have depended on; empty where unknown")
 
 
 class RowStore:
@@ -96,20 +97,23 @@ class RowStore:
 
     # ------------------------------------------------------------------------------------------- the rows
 
-    def put(self, row: Row, samples: pd.DataFrame) -> None:
+    def put(self, row: Row, samples: pd.DataFrame, where: Path | None = None) -> None:
         """Store a row, in place of one of its cell and base seed; its failure, if there was one, is forgotten.
 
-        samples: an evaluation's. Content that has samples already keeps them: they are written once.
+        samples: an evaluation's. They replace those of the same content, which another machine may have computed.
+        where: the folder that a replaced row of other content is moved to, see `set_aside`; None: it is dropped.
         Raises UserError for a row of another grid, a cell that the grid has not, or samples of another form.
         """
         self._check(row)
-        tagged = tag_samples(row, samples)
+        content = tag_samples(row, samples).to_parquet(index=False, compression="zstd")
         path = self.folder / row.samples
         with self._locked():
-            if not path.is_file():
-                write_file(path, lambda file: tagged.to_parquet(file, index=False, compression="zstd"))
-            others = [other for other in self.rows() if _of(other) != _of(row)]
-            self._write_rows([*others, row])
+            if not path.is_file() or path.read_bytes() != content:
+                write_file(path, lambda file: file.write_bytes(content))
+            rows = self.rows()
+            others = [other for other in rows if _of(other) != _of(row)]
+            old = [other for other in rows if _of(other) == _of(row) and other.content_hash != row.content_hash]
+            self._replace(old, [*others, row], where)
             self._write_failures(failure for failure in self.failures() if _of(failure) != _of(row))
 
     def rows(self) -> list[Row]:
@@ -125,29 +129,34 @@ class RowStore:
         parts = [self._samples_of(row) for row in self.rows()]
         return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame(columns=["cell", *SAMPLE_COLUMNS])
 
-    def set_aside(self, keep: Collection[str], where: Path) -> list[Row]:
-        """Move the rows whose content hash is not in `keep`, with their samples, to the folder `where`; return them.
+    def set_aside(self, keep: Collection[tuple[str, int, str]], where: Path) -> list[Row]:
+        """Move the rows whose (cell, base seed, content hash) is not in `keep` to the folder `where`; return them.
 
-        They are added to a file of this one's name there. Samples that another grid's row needs are copied.
+        They are added to a file of this one's name there, their samples beside it. Samples that another row needs are
+        copied.
         """
         with self._locked():
             rows = self.rows()
-            moved = [row for row in rows if row.content_hash not in keep]
-            if not moved:
-                return []
+            moved = [row for row in rows if (*_of(row), row.content_hash) not in keep]
+            if moved:
+                self._replace(moved, [row for row in rows if row not in moved], where)
+            return moved
+
+    def _replace(self, old: list[Row], rows: list[Row], where: Path | None) -> None:
+        """Write `rows`; the `old` ones that are none of them any more first go to the folder `where`."""
+        if old and where is not None:
             there = Path(where) / self.path.name
-            for row in moved:
+            for row in old:
                 if (self.folder / row.samples).is_file():
                     write_file(Path(where) / row.samples, _copy_of(self.folder / row.samples))
-            aside = {row.model_dump_json(): None for row in [*(load_rows(there) if there.is_file() else []), *moved]}
+            aside = {row.model_dump_json(): None for row in [*(load_rows(there) if there.is_file() else []), *old]}
             _write(there, "".join(f"{line}\n" for line in aside))
-            self._write_rows(row for row in rows if row.content_hash in keep)
-            needed = {
-                row.samples for path in self.folder.glob("*.jsonl") if _holds_rows(path) for row in load_rows(path)
-            }
-            for name in {row.samples for row in moved} - needed:
+        self._write_rows(rows)
+        if old:
+            files = [path for path in self.folder.glob("*.jsonl") if _holds_rows(path)]
+            needed = {row.samples for path in files for row in load_rows(path)}
+            for name in {row.samples for row in old} - needed:
                 (self.folder / name).unlink(missing_ok=True)
-            return moved
 
     # ------------------------------------------------------------------------------------------- failures
 

@@ -17,9 +17,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from harness.compose import compose, own_groups
+from harness.disclosures import disclosures_of
 from harness.errors import UserError
 from harness.journal import SCORING
-from harness.mini.recipes import BaseTraining
 from harness.mini.suite import load_suite, suite_state
 from harness.mini.training import adapt_training_seed, base_training_seed
 from harness.mini.world import World, development_seed, evaluation_seed, training_seed
@@ -274,7 +274,8 @@ class Plan:
             base_seed=base_seed,
             seed=seed,
             seeds=seeds_of(seed, base_seed),
-            config={**plain(settings), "frames": cell.frames, "suite": None},  # the fingerprint says which suite
+            # The fingerprint says which suite.
+            config={**plain(settings), "frames": cell.frames, "control": control, "suite": None},
             suite_fingerprint=load_suite(self.suite)["fingerprint"],
             suite=suite_record(self.suite, scores),
             world=settings.world.name,
@@ -310,31 +311,7 @@ class Plan:
 
     def disclosures(self, folders: dict[str, Path], base_seed: int) -> list[str]:
         """What a reader must know of the recipe and of this base."""
-        base, recipe = read_json(folders[f"base{base_seed}"] / "base.json"), self.scale.base
-        families = ", ".join(f"{family} {share:.0%}" for family, share in base["accuracy"].items())
-        passed = "passes" if base["passed"] else "FAILS"
-        return [
-            f"First-layer reading: in {recipe.first_layer_reading:.0%} of base training's batches text may read the "
-            "video in the decoder's first layer only (scale.base.first_layer_reading). Slow-fast's copied keys and "
-            "values profit from such a base; in a pre-study on two bases trained without the rule (another "
-            "implementation, not repeated here), slow-fast did not beat the compressor alone.",
-            "What is salient is what is asked about here, so that a selector of 16 frames (self_attention_selected) "
-            "can do without a slow path. Distractors, which it would select as well, are not in this world.",
-            f"Base training further: clips of 5 to {BaseTraining.FRAMES_AT_MOST} frames chosen to hold the events "
-            f"asked about (full length from step {recipe.all_frames_from}), captions of single frames for "
-            f"{recipe.alignment_steps} steps, {recipe.text_only:.1%} text-only questions, families drawn by running "
-            f"loss + {recipe.balance:g}, frames in random order with their true times in {recipe.shuffle:.0%} of "
-            "batches, queries initialised like keys. Adaptation and evaluation sample uniformly.",
-            "One encoder and one pool of training clips (features kept as float16) serve all base seeds, one base all "
-            f"rows of its seed. Every row gets the same {self.scale.adapt.steps} adaptation steps, data order and "
-            f"learning rates (gates: times {self.scale.adapt.gate_lr_factor:g}), whether or not it has converged by "
-            "then. Losses: word, letter, end, and the word right after the question.",
-            f"Gate of the hybrid layers, slow_fast_official's too: {plain(self.settings.gate)} (the official code's "
-            "dynamic gate starts at bias 0).",
-            "Answers are a word, then the option's letter; each benchmark's fixed instruction is one token.",
-            f"Its words on held-out key frames are right in {base['mean']:.0%} of cases ({families}): it {passed} the "
-            f"threshold of {base['threshold']:.0%}.",
-        ]
+        return disclosures_of(self.settings, read_json(folders[f"base{base_seed}"] / "base.json"))
 
 
 def seeds_of(seed: int, base_seed: int) -> dict[str, int]:

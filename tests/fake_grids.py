@@ -6,6 +6,8 @@ Each stage notes its call in RUNS/calls, a line each, so that a test can count. 
 RUNS/broken is there.
 """
 
+import copy
+import functools
 import json
 import os
 import sys
@@ -14,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from omegaconf import DictConfig
 from synthetic_rows import answers, evaluation, questions, row
 
 from harness.compose import compose
@@ -22,12 +25,13 @@ from harness.grids import cells, verb
 from harness.grids.cells import content_hash, settings_of
 from harness.grids.grid import Grid
 from harness.progress import Progress
-from harness.settings import ABLATE
+from harness.settings import ABLATE, MAIN, Root
 from harness.stages import Attempt, Stage
 
 SHAPE = {"mlvu": (9, 1), "egoschema": (6, 1), "videomme": (4, 1), "mvbench": (20, 1), "longvideobench": (17, 1)}
 COST = {"fast_tokens": 64, "slow_tokens": 512, "prefill_mflop_mini": 80, "prefill_tflop_7b": 20, "model_tflop_7b": 277}
 HERE = __name__ if __name__ != "__main__" else "fake_grids"
+FOLDERS = ("grids_dir=", "results_dir=", "runs_dir=", "suite=")
 GRID = """
 order: 7
 question: Does the sweep work?
@@ -131,7 +135,27 @@ def sweep(results: Path, *overrides: str, grid: str = GRID, name: str = "fake") 
     typed = list({text.partition("=")[0]: text for text in typed}.values())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cells, "CellPlan", FakePlan)
-        verb.ablate(compose(typed, root=ABLATE), typed)
+        patch.setattr(cells, "compose", settings_of_cell)
+        verb.ablate(settings_of_verb(typed), typed)
+
+
+@functools.cache
+def composed_once(root: Root, *texts: str) -> DictConfig:
+    """What `compose` says, half a second each; most tests' cells are the same."""
+    return compose(texts, root=root)
+
+
+def settings_of_cell(texts: list[str]) -> DictConfig:
+    """A cell's settings; the base seeds, of which it knows nothing, are left out."""
+    return composed_once(MAIN, *(text for text in texts if not text.startswith("base_seeds=")))
+
+
+def settings_of_verb(typed: list[str]) -> DictConfig:
+    """The verb's settings; its folders, which each test has for itself, are filled in afterwards."""
+    folders = dict(text.split("=", 1) for text in typed if text.startswith(FOLDERS))
+    settings = copy.deepcopy(composed_once(ABLATE, *(text for text in typed if not text.startswith(FOLDERS))))
+    settings.update(folders)
+    return settings
 
 
 def calls(results: Path) -> list[str]:

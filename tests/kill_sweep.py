@@ -35,7 +35,8 @@ cells:
 """
 OF_THE_MACHINE = ["timings", "code_commit", "code_dirty", "device"]
 BY_SAMPLE = ["cell", *KEYS, "task", "doc_id"]
-SHARE = 0.6  # of the undisturbed time, within which a kill falls
+SHARE = 0.6  # of the undisturbed time, within which a kill falls,
+MOST = 60.0  # but after no more seconds than this
 
 
 def start(folder: Path) -> subprocess.Popen:
@@ -43,7 +44,17 @@ def start(folder: Path) -> subprocess.Popen:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "kills.yaml").write_text(GRID)
     where = [f"grids_dir={folder}", f"runs_dir={folder / 'runs'}", f"results_dir={folder / 'results'}"]
-    command = [sys.executable, "-m", "harness", "ablate", "grid=kills", "scale=test", "jobs=2", *where]
+    command = [
+        sys.executable,
+        "-m",
+        "harness",
+        "ablate",
+        "grid=kills",
+        "scale=test",
+        "jobs=2",
+        "base_seeds=[0]",
+        *where,
+    ]
     with (folder / "told.txt").open("ab") as told:
         return subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True)
 
@@ -91,7 +102,7 @@ def main(folder: Path, kills: int = 20, seed: int = 0) -> None:
     print(f"undisturbed: {took:.0f} s", flush=True)
     rounds = [folder / "killed-0"]
     for number in range(1, kills + 1):
-        after = draw.uniform(0.5, SHARE * took)
+        after = draw.uniform(0.5, min(MOST, SHARE * took))
         while not kill_after(rounds[-1], after):
             rounds.append(folder / f"killed-{len(rounds)}")
         n_stages = len(list(rounds[-1].glob("runs/*/stage.json")))

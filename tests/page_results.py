@@ -43,6 +43,11 @@ def make_results(out: Path, copies: int = 0) -> Path:
         for name in names:
             shutil.copy(RESULTS / folder / name, out / folder / name)
     shutil.copytree(RESULTS / "published", out / "published")
+    shutil.copytree(RESULTS / "profiles", out / "profiles")
+    for name in ("tables/controls_mini.csv", "tables/plug_and_play_mini.csv", "figures/plug_and_play.svg"):
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copy(RESULTS / name, out / name)
+    shutil.copy(RESULTS / "figures" / "accuracy_vs_frames.svg", out / "figures")
     rows = {(row.architecture, row.frames, row.base_seed): row for row in load_rows(out / "rows" / MAIN[0])}
     samples = read_samples(out / "rows" / MAIN[1])
     wanted = dict(GRIDS) | {f"gates_{n}": (100 + n, *GRIDS["gates"][1:]) for n in range(copies)}
@@ -54,6 +59,8 @@ def make_results(out: Path, copies: int = 0) -> Path:
         "id,claim,verdict,figure,lo,hi,unit,command\n"
         "a,Frames help <script>alert(1)</script>,reproduced,1.23456,0.5,1.5,points,make ablate GRID=gates\n"
         "b,More is better,owed,,,,,make ablate GRID=unknown\n"
+        "c,At paper scale,owed,,,,,python -m harness table scale=paper (not there yet)\n"
+        "d,Linear cost,reproduced,1.01,1,1.02,slope,make scaling\n"
     )
     (out / "claims.csv").write_text(claims)
     return out

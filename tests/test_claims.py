@@ -1,5 +1,6 @@
 """Claims: verdicts follow their rules, figures are those of the rows, and what has no rows is owed."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +12,28 @@ from harness import rows, statistics
 from harness.grids.grid import load_grid
 from harness.reports import claims
 from harness.reports.claim_list import CLAIMS
-from harness.reports.claim_rules import GAINS, NEGLIGIBLE, SAME, SUFFICES, at_least, at_most, is_about
-from harness.reports.evidence import Evidence, Finding, best_minus, minus_best, relative_gain, slope
+from harness.reports.claim_rules import (
+    GAINS,
+    NEGLIGIBLE,
+    SAME,
+    SUFFICES,
+    Claim,
+    at_least,
+    at_most,
+    gains,
+    is_about,
+)
+from harness.reports.evidence import (
+    Evidence,
+    Finding,
+    Pool,
+    best_minus,
+    farthest,
+    minus,
+    minus_best,
+    relative_gain,
+    slope,
+)
 from harness.reports.grid_result import CATEGORY_MEANS, analyse
 from harness.row_store import RowStore
 
@@ -21,8 +42,8 @@ SHAPE = {"videomme": (30, 2), "mlvu": (40, 2), "egoschema": (40, 1)}
 SHARES = {"dynamic_tanh": 0.8, "sigmoid": 0.8, "static_tanh": 0.5, "dynamic": 0.5, "none": 0.5}
 
 
-def found(lo, hi):
-    return Finding((lo + hi) / 2, lo, hi, "points", "control", "mini")
+def found(lo, hi, **more):
+    return Finding((lo + hi) / 2, lo, hi, "points", "control", "mini", **more)
 
 
 @pytest.fixture(scope="module")
@@ -56,10 +77,16 @@ def main(tmp_path_factory):
         (GAINS, -9, NEGLIGIBLE - 0.1, "refuted"),
         (GAINS, -1, 9, "owed"),
         (SUFFICES, -9, NEGLIGIBLE - 0.1, "reproduced"),
-        (SUFFICES, 1, 9, "refuted"),
+        (SUFFICES, NEGLIGIBLE + 0.1, 9, "refuted"),
+        (SUFFICES, 1, 9, "owed"),
         (SUFFICES, -1, 9, "owed"),
+        (GAINS, 0.5, 2.5, "reproduced"),
+        (SUFFICES, 0.5, 2.5, "reproduced"),
+        (gains(1), -1, 0.9, "refuted"),
+        (gains(1), -1, 1.1, "owed"),
         (SAME, -2, 2, "reproduced"),
-        (SAME, -9, -1, "refuted"),
+        (SAME, -9, -1, "owed"),
+        (SAME, -9, -NEGLIGIBLE - 0.1, "refuted"),
         (SAME, -9, 1, "owed"),
         (at_least(16), 17, 30, "reproduced"),
         (at_least(16), 2, 15, "refuted"),
@@ -76,6 +103,85 @@ def test_verdicts_follow_the_interval(rule, lo, hi, verdict):
     assert rule.verdict(found(lo, hi)) == verdict
 
 
+@pytest.mark.parametrize(
+    ("rule", "finding", "verdict"),
+    [
+        (GAINS, found(1, 9, p_holm=0.04), "reproduced"),
+        (GAINS, found(1, 9, p_holm=0.06), "owed"),
+        (GAINS, found(1, 9, by_seed=(7.0, 3.0)), "reproduced"),
+        (GAINS, found(1, 9, by_seed=(11.0, -1.0)), "owed"),
+        (GAINS, found(-9, -4, by_seed=(-5.0, -7.0), p_holm=0.01), "refuted"),
+        (SUFFICES, found(4, 9, p_holm=0.06), "owed"),
+        (at_least(16), found(17, 30, p_holm=0.06), "owed"),
+        (at_least(16), found(17, 30, by_seed=(50.0, -3.0)), "owed"),
+    ],
+)
+def test_a_difference_needs_the_corrected_p_and_base_seeds_that_agree(rule, finding, verdict):
+    assert rule.verdict(finding) == verdict
+
+
+A, B = ("a", 1.0, -0.5, 2.5), ("b", 0.5, -4.0, 5.0)
+
+
+class _Family:
+    """Evidence of cells with given differences from `ref`, and a corrected p."""
+
+    def __init__(self, monkeypatch, cells, p=0.01):
+        known = {name: Finding(figure, lo, hi, "", "ref", "mini", p_holm=p) for name, figure, lo, hi in cells}
+        monkeypatch.setattr("harness.reports.evidence._difference", lambda pool, cell, second, level: known[cell])
+
+    def scores(self, grid, cells):
+        return Pool(None, "mini")
+
+
+@pytest.mark.parametrize(
+    ("cells", "ends", "suffices", "same"),
+    [
+        ([A, B], (1.0, -0.5, 5.0), "owed", "owed"),  # a alone would do; of b nothing is known
+        ([A, ("b", 0.5, -2.0, 2.0)], (1.0, -0.5, 2.5), "reproduced", "reproduced"),
+        ([A, ("b", -6.0, -8.0, -4.0)], (1.0, -0.5, 2.5), "reproduced", "refuted"),
+        ([A, ("b", 6.0, 4.0, 8.0)], (6.0, 4.0, 8.0), "refuted", "refuted"),
+    ],
+)
+def test_a_family_is_judged_by_all_of_its_cells(monkeypatch, cells, ends, suffices, same):
+    evidence, names = _Family(monkeypatch, cells), ["a", "b"]
+    best = best_minus("grid", names, "ref")(evidence)
+    assert (best.figure, best.lo, best.hi) == ends
+    assert SUFFICES.verdict(best) == suffices
+    turned = minus_best("grid", "ref", names)(evidence)
+    assert (turned.figure, turned.lo, turned.hi) == (-best.figure, -best.hi, -best.lo)
+    assert SAME.verdict(farthest("grid", names, "ref")(evidence)) == same
+
+
+def test_nothing_is_left_of_a_gain_only_where_there_was_one(monkeypatch):
+    for gain, verdict in ((found(4, 9), "reproduced"), (found(-4, 9), "owed"), (None, "owed")):
+        claim = Claim("id", "claim", "ours", lambda _: found(-1, 1), SUFFICES, "make", given=lambda _, gain=gain: gain)
+        assert claim.verdict(found(-1, 1), None) == verdict
+        assert "owed unless the gain itself is reproduced" in claim.rule_text
+
+
+def test_p_is_that_of_the_grids_table_where_the_pair_stands_there(gates, tmp_path):
+    evidence, compared = Evidence(tmp_path, [gates]), gates.differences
+    assert minus("gates", "dynamic_tanh", "none")(evidence).p_holm == compared.loc["none", "p_holm"]
+    other = minus("gates", "sigmoid", "none")(evidence)
+    one = statistics.paired(gates.suites[0].scores, ("sigmoid",), ("none",)).set_index("benchmark").loc["average", "p"]
+    assert other.p_holm == pytest.approx(statistics.holm([*compared["p"], one])[-1])
+    scores = gates.rows.pivot(index="base_seed", columns="cell", values="average")
+    assert other.by_seed == pytest.approx(tuple(scores["sigmoid"] - scores["none"]))
+
+
+def test_claims_are_decided_at_known_scales_and_the_first_seed(gates, tmp_path):
+    later, tiny = replace(gates, seed=1), replace(gates, scale="tiny")
+    assert Evidence(tmp_path, [tiny, later, gates]).grids == {"gates": gates}
+    assert Evidence(tmp_path, [tiny]).grids == {}
+
+
+def test_the_command_writes_the_file_of_a_folder(tmp_path, capsys):
+    assert claims.main([str(tmp_path)]) == 0
+    assert (tmp_path / "claims.csv").is_file()
+    assert "owed" in capsys.readouterr().out
+
+
 def test_claims_on_a_grid_have_the_grids_figures(gates, tmp_path):
     table = claims.claims_table(Evidence(tmp_path, [gates])).set_index("id")
     line = table.loc["a_gate_is_needed"]
@@ -83,6 +189,8 @@ def test_claims_on_a_grid_have_the_grids_figures(gates, tmp_path):
     assert line["verdict"] == "reproduced"
     assert line["figure"] == pytest.approx(average["dynamic_tanh"] - average["none"])
     assert line["lo"] < line["figure"] < line["hi"]
+    assert len(line["by_seed"].split()) == 2
+    assert line["p_holm"] < 0.05
     assert (line["control"], line["seeds"], line["n_samples"]) == ("none", 2, 360)
     assert table.drop(["a_gate_is_needed", "the_best_gate"])["verdict"].eq("owed").all()
     assert table["command"].notna().all()
@@ -93,6 +201,7 @@ def test_the_best_of_several_is_chosen_and_pays_for_it_with_a_wider_interval(gat
     best = best_minus("gates", others, "dynamic_tanh")(evidence)
     plain = statistics.paired(gates.suites[0].scores, ("sigmoid",), ("dynamic_tanh",)).set_index("benchmark")
     assert best.control == "dynamic_tanh (sigmoid minus it)"
+    assert len(best.members) == 3
     assert best.figure == pytest.approx(plain.loc["average", "difference"])
     assert best.lo < plain.loc["average", "lo"] < plain.loc["average", "hi"] < best.hi
     turned = minus_best("gates", "dynamic_tanh", others)(evidence)

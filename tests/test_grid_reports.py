@@ -178,6 +178,18 @@ def test_the_same_rows_give_the_same_bytes_and_every_file(results, result, print
     assert "self\\_attention@16" in printed[0][2].read_text()
 
 
+def test_latex_has_a_float_per_block_labels_once_and_questions_without_a_full_stop(printed):
+    text = printed[0][2].read_text()
+    floats = text.split("\\begin{table*}")[1:]
+    assert len(floats) == text.count("\\end{table*}") == text.count("\\end{tabular}\n\\end{table*}") >= 5
+    assert all(part.count("\\toprule") == 1 for part in floats)
+    labels = re.findall(r"\\label\{(.*?)\}", text)
+    assert labels[0] == "tab:gates_mini"
+    assert len(set(labels)) == len(labels) == len(floats)
+    assert "matter? Scores" in text
+    assert "?." not in text
+
+
 def test_the_answer_names_what_is_above_below_and_not_told_apart(result):
     (answer,) = told(result)
     above, below, same = answer.groups
@@ -270,6 +282,23 @@ def test_a_results_folder_elsewhere_leaves_the_book_alone(tmp_path, result):
     (tmp_path / "ablations").mkdir()
     assert ablations.write_readme(tmp_path / "ablations", tmp_path / "deeper" / "results", [result]) is None
     assert not list((tmp_path / "ablations").iterdir())
+
+
+def test_the_report_draws_the_main_table_of_every_seed_and_the_rivals(tmp_path, monkeypatch):
+    from harness.reports import verb
+
+    names = ("rows/main_mini_seed0.jsonl", "rows/main_mini_seed1.jsonl", "rivals/rows/main_tiny_seed2.jsonl")
+    for name in (*names, "rows/controls_mini_seed0.jsonl"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("")
+    drawn = []
+    monkeypatch.setattr(
+        "harness.commands.plot",
+        lambda settings, _: drawn.append((settings.results_dir, settings.scale.name, settings.seed)),
+    )
+    verb.report(SimpleNamespace(results_dir=str(tmp_path), jobs=1), [])
+    rivals = str(tmp_path / "rivals")
+    assert drawn == [(str(tmp_path), "mini", 0), (str(tmp_path), "mini", 1), (rivals, "tiny", 2)]
 
 
 def test_the_report_of_an_empty_folder_says_what_to_run(tmp_path):

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from harness.errors import UserError
-from harness.grids.cells import check_settings, check_typed, composed, settings_of
+from harness.grids.cells import CellPlan, check_settings, check_typed, composed, settings_of
 from harness.grids.grid import GRIDS, all_grids, load_grid
+from harness.stages import resolve
 
 GATES = """
 # Which gate?
@@ -99,6 +100,22 @@ def test_the_shipped_book_is_well_formed() -> None:
     for grid in book:
         for name in grid.cells:
             settings_of(grid, name)  # refuses what an architecture fixes
+
+
+def test_cells_of_different_suites_share_no_evaluation_before_these_are_made(tmp_path: Path) -> None:
+    text = GATES.replace("static: [gate=static_tanh]", "static: [world.evaluation.distractors=3]")
+    grid = load_grid("gates", written(tmp_path, text), composed=False)
+    plans = [CellPlan(grid, name, ("scale=test",), None) for name in grid.cells]
+    attempts = [resolve(plan.stages(0), tmp_path) for plan in plans]
+    model, scores = ("model0-slow_fast-32", "scores0-slow_fast-32")
+    assert attempts[0][model].key == attempts[1][model].key
+    assert attempts[0][scores].key != attempts[1][scores].key
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_cell_of_the_shipped_book_can_be_composed() -> None:
+    assert len(all_grids(GRIDS, composed=True)) > 10
 
 
 def test_a_cells_own_settings_come_last_and_what_was_typed_before_them(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 from tiny import small_suite
 
 from harness.compose import CONF, compose
-from harness.grids.verb import launcher_arguments, quoted
+from harness.grids.launch import launcher_arguments, quoted
 from harness.row_store import RowStore
 from harness.settings import ABLATE
 

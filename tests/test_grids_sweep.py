@@ -3,16 +3,20 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import pytest
 from fake_grids import GRID, calls, fake_suite, sweep
 
-from harness.errors import UserError
-from harness.grids.plans import Planner
+from harness.errors import TooManyFailures, UserError
+from harness.grids.launch import _in_this_process
+from harness.grids.notes import Notes
+from harness.grids.plans import Planner, code_on_disk
+from harness.grids.status import DONE, TO_DO
 from harness.grids.verb import CellsFailed
 from harness.row_store import RowStore
+from harness.rows import load_rows
 
 ROWS = [(cell, seed) for cell in ("one", "two+", "three@3") for seed in (0, 1)]
 
@@ -101,9 +105,165 @@ def test_a_changed_setting_computes_anew_what_it_changes_and_sets_the_old_rows_a
     assert list(new) == ROWS
     assert {key for key in new if new[key] != old[key]} == {("three@3", 0), ("three@3", 1)}
     assert calls(tmp_path)[10:] == ["refused0", "refused1"]
-    assert "2 stored rows were of other content" in capsys.readouterr().err
-    aside = pd.read_json(tmp_path / "runs" / "replaced" / "fake_mini_seed0.jsonl", lines=True)
-    assert sorted(aside["content_hash"]) == sorted(old["three@3", seed] for seed in (0, 1))
+    assert "2 stored rows are of other content" in capsys.readouterr().err
+    assert set_aside(tmp_path) == [old["three@3", seed] for seed in (0, 1)]
+
+
+def hashes(results: Path) -> dict[tuple[str, int], str]:
+    return {(row.cell, row.base_seed): row.content_hash for row in store(results).rows()}
+
+
+def set_aside(results: Path) -> list[str]:
+    """The content hashes of the rows that were moved."""
+    path = results / "runs" / "replaced" / "fake_mini_seed0.jsonl"
+    return [row.content_hash for row in load_rows(path)] if path.is_file() else []
+
+
+def test_a_row_stays_until_its_replacement_is_there(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    old, changed = hashes(tmp_path), GRID.replace("gate.bias=1", "gate.bias=2")
+    switch = broken(tmp_path)
+    with pytest.raises(CellsFailed, match=r"2 rows failed: fake three@3/0, fake three@3/1"):
+        sweep(tmp_path, grid=changed)
+    assert (hashes(tmp_path), set_aside(tmp_path)) == (old, [])
+    switch.unlink()
+    sweep(tmp_path, "retry=true", grid=changed)
+    assert rows(tmp_path) == ROWS
+    assert set_aside(tmp_path) == [old["three@3", 0], old["three@3", 1]]
+
+
+def test_renamed_and_swapped_cells_are_rows_of_their_new_names(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    old = hashes(tmp_path)
+    sweep(tmp_path, grid=GRID.replace("two+:", "deux:"))
+    assert rows(tmp_path) == [(cell, seed) for cell in ("one", "deux", "three@3") for seed in (0, 1)]
+    assert hashes(tmp_path)["deux", 1] == old["two+", 1]
+    assert set_aside(tmp_path) == [old["two+", 0], old["two+", 1]]
+    swapped = GRID.replace("two+: [gate=none]", "two+: [gate=sigmoid, gate.bias=1]")
+    sweep(tmp_path, grid=swapped.replace("three@3: [gate=sigmoid, gate.bias=1]", "three@3: [gate=none]"))
+    new = hashes(tmp_path)
+    assert [new["two+", 0], new["three@3", 0]] == [old["three@3", 0], old["two+", 0]]
+    assert len(calls(tmp_path)) == 10
+
+
+def test_committed_rows_are_never_moved_before_others_replace_them(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    fewer = GRID.replace("  two+: [gate=none]\n", "")
+    sweep(tmp_path, "reuse=committed", grid=fewer)
+    assert sorted(rows(tmp_path)) == sorted(ROWS)
+    sweep(tmp_path, grid=fewer)
+    assert {cell for cell, _ in rows(tmp_path)} == {"one", "three@3"}
+
+
+def test_a_failure_of_other_content_is_tried_again(tmp_path: Path) -> None:
+    switch = broken(tmp_path)
+    with pytest.raises(CellsFailed):
+        sweep(tmp_path)
+    switch.unlink()
+    with pytest.raises(CellsFailed, match=r"2 rows failed: fake two\+/0, fake two\+/1"):
+        sweep(tmp_path, grid=GRID.replace("gate.bias=1", "gate.bias=2"))
+    assert {cell for cell, _ in rows(tmp_path)} == {"one", "three@3"}
+
+
+def test_a_row_without_its_samples_is_not_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sweep(tmp_path)
+    (store(tmp_path).folder / store(tmp_path).rows()[0].samples).unlink()
+    sweep(tmp_path)
+    assert "one/0" in capsys.readouterr().err
+    assert len(store(tmp_path).samples()) > 0
+
+
+def test_a_suite_of_another_world_is_refused(tmp_path: Path) -> None:
+    sentence = r"cell two\+: suite=.* shows flashes of one or two frames and 0 distractors, .* 24 distractors; leave"
+    with pytest.raises(UserError, match=sentence):
+        sweep(tmp_path, grid=GRID.replace("[gate=none]", "[gate=none, world=distractors]"))
+    assert calls(tmp_path) == []
+
+
+# ------------------------------------------------------------------------------- code that changes, processes that die
+
+
+@pytest.mark.parametrize("looks", [0, 1], ids=["before the work", "before the row is stored"])
+def test_rows_of_changed_code_are_left_to_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, looks: int
+) -> None:
+    unchanged = iter([code_on_disk()] * looks)
+    monkeypatch.setattr("harness.grids.job.code_on_disk", lambda: next(unchanged, "changed"))
+    with pytest.raises(CellsFailed, match="fake: the sweep ended early, 6 rows are left"):
+        sweep(tmp_path)
+    assert capsys.readouterr().err.count("is left to do: the code has changed since the sweep began") == 6
+    assert bool(calls(tmp_path)) == bool(looks)
+    assert (rows(tmp_path), store(tmp_path).failures()) == ([], [])
+
+
+def test_a_row_whose_process_dies_is_recorded_and_the_others_are_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deadly, launches = [("two+", 0), ("three@3", 1)], []
+
+    def launch(command, grid, status, sweep, begun, jobs, view) -> None:
+        """Side by side nothing gets done while a deadly row is there; alone, all before it."""
+        launches.append(jobs)
+        to_do = status.rows(TO_DO)
+        if jobs > 1 and any((row.cell, row.base_seed) in deadly for row in to_do):
+            for row in to_do[:jobs]:
+                notes = Notes(sweep, row.cell, row.base_seed, sys.stderr)
+                notes.path = notes.path.with_stem(f"{row.cell}-{row.base_seed}")
+                notes.__enter__()
+            return
+        for row in to_do:
+            if (row.cell, row.base_seed) in deadly:
+                Notes(sweep, row.cell, row.base_seed, sys.stderr).__enter__()
+                return
+            one = replace(status, states=dict.fromkeys(status.states, DONE) | {(row.cell, row.base_seed): TO_DO})
+            _in_this_process(command, grid, one, sweep, begun, view)
+
+    monkeypatch.setattr("harness.grids.launch._launch", launch)
+    with pytest.raises(CellsFailed, match=r"^2 rows failed: fake two\+/0, fake three@3/1; "):
+        sweep(tmp_path, "jobs=3")
+    assert rows(tmp_path) == [row for row in ROWS if row not in deadly]
+    failures = store(tmp_path).failures()
+    assert [(each.cell, each.base_seed) for each in failures] == deadly
+    assert all(each.error.startswith("its process died") and each.content_hash for each in failures)
+    assert launches[:2] == [3, 1]
+
+
+# ------------------------------------------------------------------------------------------------- the whole book
+
+
+def test_a_grid_that_cannot_run_keeps_no_other_from_running(tmp_path: Path) -> None:
+    sweep(tmp_path)
+    (tmp_path / "ablations" / "early.yaml").write_text(GRID.replace("order: 7", "order: 1"))
+    store(tmp_path).failures_path.write_text("no failure\n")
+    with pytest.raises(CellsFailed) as ended:
+        sweep(tmp_path, "grid=all", grid=GRID.replace("order: 7", "order: 0"))
+    assert "fake: " in str(ended.value)
+    assert "holds a line that is no failure" in str(ended.value)
+    early = RowStore(tmp_path, "early", "mini", 0)
+    assert len(early.rows()) == 6
+
+
+def test_a_mistake_in_the_last_grid_is_told_before_the_first_runs(tmp_path: Path) -> None:
+    (tmp_path / "ablations").mkdir()
+    late = GRID.replace("order: 7", "order: 9").replace("gate.bias=1", "gate.bais=1")
+    (tmp_path / "ablations" / "late.yaml").write_text(late)
+    with pytest.raises(UserError, match=r"grid late, cell three@3: gate\.bais=1"):
+        sweep(tmp_path, "grid=all")
+    assert calls(tmp_path) == []
+
+
+def test_too_many_failed_questions_do_not_hide_failed_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def complain(*_: object) -> None:
+        raise TooManyFailures("17 of 100 samples failed")
+
+    monkeypatch.setattr("harness.grids.verb.complain_of", complain)
+    switch = broken(tmp_path)
+    with pytest.raises(CellsFailed, match=r"4 rows failed: .*; 17 of 100 samples failed") as failed:
+        sweep(tmp_path)
+    assert failed.value.exit_code == 1
+    switch.unlink()
+    with pytest.raises(TooManyFailures):
+        sweep(tmp_path, "retry=true")
 
 
 def test_fewer_base_seeds_leave_the_others_rows(tmp_path: Path) -> None:

@@ -13,10 +13,12 @@ from page_results import GRIDS, RESULTS, make_results
 
 from harness.errors import UserError
 from harness.figures import SETTINGS, save
-from harness.reports import heat, page_figures, pareto, published
+from harness.reports import ablations, grid_foot, heat, page_figures, pareto, published
 from harness.reports.html import render, write_page
-from harness.reports.page_points import grid_parts, main_parts, plain_points, points
+from harness.reports.page_points import grid_parts, left_out, main_parts, plain_points, points
 from harness.reports.page_svg import Figures
+from harness.reports.page_tables import interval
+from harness.row_store import Failure, RowStore
 from harness.rows import load_rows
 
 LOADING = {"src", "srcset", "poster", "data", "action", "formaction", "background"}
@@ -121,7 +123,28 @@ def test_claims_come_with_their_interval_and_lead_to_their_grid(text):
     assert ">1.235 [0.5, 1.5] points<" in claims
     assert '<td class="up">reproduced</td>' in claims
     assert '<a href="#gates_mini">make ablate GRID=gates</a>' in claims
+    assert '<td data-s="1.23456"><a href="#gates_mini">1.235 [0.5, 1.5] points</a></td>' in claims
+    assert "<td>python -m harness table scale=paper (not there yet)</td>" in claims
+    assert '<a href="#profiles">make scaling</a>' in claims
     assert "<td>make ablate GRID=unknown</td>" in claims
+
+
+def test_controls_study_and_profiles_have_sections(text, page, results):
+    assert {"controls", "plug-and-play", "profiles"} <= set(page.ids)
+    section = text[text.index('<section id="controls">') : text.index('<section id="plug-and-play">')]
+    line = pd.read_csv(results / "tables" / "controls_mini.csv").iloc[0]
+    assert f">{line['average']:.1f} [{line['average_lo']:.1f}, {line['average_hi']:.1f}]<" in section
+    drawn = [path.stem for path in (results / "profiles" / "figures").glob("*.svg")]
+    assert {f"profiles-figures-{name}" for name in drawn} <= set(page.ids)
+    assert {"figures-accuracy_vs_frames", "figures-book-accuracy_vs_frames"} <= set(page.ids)
+
+
+def test_a_difference_is_coloured_by_its_corrected_p():
+    made = interval("difference", signed=True)
+    line = {"difference": 2.0, "difference_lo": 0.5, "difference_hi": 3.5}
+    assert made({**line, "p_holm": 0.01}, "").kind == "up"
+    assert made({**line, "difference": -2.0, "p_holm": 0.01}, "").kind == "down"
+    assert made({**line, "p_holm": 0.2}, "").kind == ""
 
 
 def test_the_page_says_its_scale_commit_and_suite(text, results):
@@ -165,6 +188,25 @@ def test_failures_stand_on_the_page(results, text, tmp_path):
     assert "line 7" in spoilt
 
 
+def test_what_is_missing_and_grids_without_any_row_stand_on_the_page(results, tmp_path):
+    copy = tmp_path / "results"
+    shutil.copytree(results, copy)
+    rows = copy / "rows" / "ablations" / "gates_mini_seed0.jsonl"
+    rows.write_text("".join(rows.read_text().splitlines(keepends=True)[:-1]))
+    store = RowStore(copy, "hopeless", "mini", 0)
+    grid = RowStore(copy, "gates", "mini", 0).grid().model_copy(update={"name": "hopeless"})
+    store.begin(grid)
+    failure = {"stage": "adapt", "error": "no <disk> | left", "traceback": "", "when": "now", "code_commit": None}
+    store.fail(Failure(cell="closed", base_seed=0, **failure))
+    spoilt = render(copy, copy / "report.html")
+    assert "<li>Not there yet: closed, base seed 1.</li>" in spoilt
+    assert "hopeless_mini: closed, base seed 0 failed in adapt: no &lt;disk&gt; | left" in spoilt
+    told = ablations.text([grid], [], "../results", {"hopeless": grid_foot.missing_rows(store.failures(), {})})
+    assert "- Failed: closed, base seed 0, at adapt: no &lt;disk> \\| left" in told
+    assert "no cell has rows" in told
+    assert "**Not run at mini scale yet:**" not in told
+
+
 def test_a_page_of_nothing_and_of_rows_without_a_table(results, tmp_path):
     (tmp_path / "empty").mkdir()
     assert "There are no rows yet." in write_page(tmp_path / "empty").read_text(encoding="utf-8")
@@ -174,6 +216,9 @@ def test_a_page_of_nothing_and_of_rows_without_a_table(results, tmp_path):
     (copy / "tables" / "ablations" / "gates_mini.csv").unlink()
     with pytest.raises(UserError, match="has rows but no table"):
         write_page(copy)
+    assert [part.name for part in grid_parts(copy, strict=False)] == ["frames"]
+    (copy / "tables" / "main_mini.csv").unlink()
+    assert main_parts(copy, strict=False) == []
 
 
 @pytest.mark.slow
@@ -214,6 +259,21 @@ def test_points_are_the_tables_and_equal_rows_are_one_point(results):
         abs=1e-3,
     )
     assert len(plain_points(book)) == 8  # the grids' rows are the main table's
+
+
+def test_cells_of_another_base_encoder_or_budget_are_no_plain_points(results):
+    book = points(main_parts(results))
+    apart = {
+        "slow_fast@128": "frames=128 scale.base.first_layer_reading=0",
+        "slow_fast@64": "encoder.width=24",
+        "slow_fast@32": "compressor=perceiver_resampler compressor.depth=2",
+        "slow_fast@16": "compressor=official gate.scale=2",
+    }
+    book["overrides"] = book["cell"].map(apart).fillna("")
+    assert left_out(book) == ["slow_fast@32", "slow_fast@64", "slow_fast@128"]
+    assert set(book["cell"]) - set(plain_points(book)["cell"]) == set(left_out(book))
+    with matplotlib.rc_context(SETTINGS):
+        assert "slow_fast@32" in pareto.pareto(book)._suptitle.get_text()
 
 
 def test_categories_add_base_seeds_up(results):
@@ -277,9 +337,14 @@ def test_measured_numbers_stand_beside_those_of_their_kind_only(results):
     mlvu = made[made["benchmark"].eq("MLVU") & made["frames"].eq(64) & made["model"].str.startswith("Slow-Fast")].iloc[
         0
     ]
-    assert (mlvu["score"], mlvu["measured"], mlvu["measured_row"]) == (67.3, row["mlvu"], "slow_fast@64")
+    rows = [row for row in load_rows(main.rows_file) if (row.architecture, row.frames) == ("slow_fast", 64)]
+    by_samples = np.mean([row.aggregations["mlvu"]["samples"] for row in rows])
+    assert (mlvu["score"], mlvu["measured"], mlvu["measured_row"]) == (67.3, pytest.approx(by_samples), "slow_fast@64")
+    moved = main.measured.assign(mlvu_samples=1.5)  # both means are one where categories are equally large
+    assert published.beside(published.read_published(results), moved).loc[mlvu.name, "measured"] == 1.5
     assert "samples" in mlvu["metric"]
-    assert "categories" in mlvu["measured_metric"]
+    assert "samples" in mlvu["measured_metric"]
+    assert mlvu["measured"] == pytest.approx(row["mlvu_samples"])
     gain = made[made["benchmark"].eq("average of five benchmarks")].iloc[0]
     assert gain["measured"] == main.measured.set_index("cell").loc["slow_fast@128", "relative_gain_pct"]
     assert made[made["frames"].eq(96) | made["benchmark"].eq("Video-MME long")]["measured"].isna().all()

@@ -130,7 +130,9 @@ def test_what_is_set_aside_is_moved_and_not_lost(tmp_path):
         store.put(*made(cell, content=cell, number=number))
     other.put(*made("none", name="placement", content="sigmoid", number=2))
     where = tmp_path / "aside"
-    moved = store.set_aside({"dynamic_tanh"}, where)
+    keep = {("dynamic_tanh", 0, "dynamic_tanh")}
+    # One of another cell's content, or of another seed's, is not that row's.
+    moved = store.set_aside({*keep, ("none", 0, "static_tanh"), ("sigmoid", 1, "sigmoid")}, where)
     assert [each.cell for each in moved] == ["static_tanh", "sigmoid"]
     assert keys_of(store) == [("dynamic_tanh", 0)]
     samples = {path.stem for path in (tmp_path / "rows/ablations/samples").iterdir()}
@@ -138,10 +140,33 @@ def test_what_is_set_aside_is_moved_and_not_lost(tmp_path):
     assert len(other.samples()) == len(measured().samples)
     assert {path.stem for path in (where / "samples").iterdir()} == {"static_tanh", "sigmoid"}
     store.put(*made("static_tanh", content="newer"))
-    store.set_aside({"dynamic_tanh"}, where)
+    store.set_aside(keep, where)
     kept = [json.loads(line)["content_hash"] for line in (where / store.path.name).read_text().splitlines()]
     assert kept == ["static_tanh", "sigmoid", "newer"]
-    assert store.set_aside({"dynamic_tanh"}, where) == []
+    assert store.set_aside(keep, where) == []
+
+
+def test_what_a_row_replaces_is_moved_if_it_is_of_other_content(tmp_path):
+    store, where = store_in(tmp_path), tmp_path / "aside"
+    store.put(*made("none", content="old", number=1))
+    store.put(*made("none", content="old", number=1), where)
+    assert not where.exists()
+    store.put(*made("none", content="new", number=2), where)
+    assert [each.content_hash for each in store.rows()] == ["new"]
+    aside = [json.loads(line)["content_hash"] for line in (where / store.path.name).read_text().splitlines()]
+    assert aside == ["old"]
+    assert {path.stem for path in (where / "samples").iterdir()} == {"old"}
+    assert {path.stem for path in (tmp_path / "rows/ablations/samples").iterdir()} == {"new"}
+
+
+def test_a_row_of_the_same_content_brings_its_own_samples(tmp_path):
+    store = store_in(tmp_path)
+    store.put(*made(content="same", number=1))
+    again, samples = made(content="same", number=3)  # another machine answered a few questions otherwise
+    store.put(again, samples)
+    assert store.rows() == [again]
+    assert is_whole(store)
+    assert store.samples()["correct"].tolist() == samples["correct"].tolist()
 
 
 def test_a_folders_grids_are_found_in_the_books_order(tmp_path):

@@ -9,6 +9,7 @@ from tiny import small_suite
 
 from harness import cli
 from harness.compose import compose, group_choices
+from harness.disclosures import disclosures_of
 from harness.errors import UserError
 from harness.mini.suite import load_suite, suite_state
 from harness.models import KV_INITS, check_variant
@@ -188,7 +189,10 @@ def test_a_row_says_who_computed_its_scores_and_what_was_asked(tmp_path: Path, m
     monkeypatch.setattr("harness.table.make_row", lambda evaluation, **fields: fields)
     for name in ("cost_of", "timings", "disclosures"):
         monkeypatch.setattr(Plan, name, lambda *arguments: {})
+    closed, _ = made.row({"scores0-slow_fast-32-shuffled": scores}, CELLS[1], 0, "controls", "shuffled")
+    assert closed["config"]["control"] == "shuffled"
     row, _ = made.row({"scores0-slow_fast-32": scores}, CELLS[1], 0, "main")
+    assert row["config"]["control"] == "none"
     assert row["made_by"].fields() == made_by
     assert (row["config"]["frames"], row["config"]["suite"]) == (32, None)
     made_of = load_suite(small_suite())
@@ -202,6 +206,28 @@ def test_a_row_says_who_computed_its_scores_and_what_was_asked(tmp_path: Path, m
     }
     assert row["suite"]["sizes"]["mlvu"] == made_of["parameters"]["videos"]["mlvu"]
     assert (row["suite"]["split"]["mvbench"], row["suite"]["aggregation"]["mlvu"]) == ("train", "categories")
+
+
+@pytest.mark.parametrize(
+    ("typed", "said", "unsaid"),
+    [
+        ([], ["in 60% of base training's", "are not in this world"], ["without that rule", "grey patches"]),
+        (["scale.base.first_layer_reading=0"], ["base training is without that rule here"], ["in 0%"]),
+        (
+            ["world=distractors"],
+            ["in 24 frames of an adaptation clip and 24 of an evaluation clip"],
+            ["are not in this world", "What is salient is what is asked"],
+        ),
+        (["world=dwell"], ["stay for 1 to 64 frames in adaptation", "are not in this world"], ["grey patches"]),
+    ],
+    ids=["usual", "no rule", "distractors", "dwell"],
+)
+def test_disclosures_say_what_is_so_of_the_settings(typed: list[str], said: list[str], unsaid: list[str]) -> None:
+    base = {"accuracy": {"order": 0.9}, "mean": 0.9, "threshold": 0.8, "passed": True}
+    text = "\n".join(disclosures_of(compose(typed), base))
+    assert [part for part in said if part not in text] == []
+    assert [part for part in unsaid if part in text] == []
+    assert "right in 90% of cases (order 90%): it passes the threshold of 80%" in text
 
 
 def test_latency_stands_in_a_row_where_it_was_measured_and_nowhere_else(tmp_path: Path) -> None:

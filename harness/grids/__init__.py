@@ -6,7 +6,8 @@ plans.py     the same as remembered facts, so that a finished grid is known to b
 status.py    which cells are done, failed, to do; what a fresh run sets aside
 estimate.py  how long the rest takes, from finished stages like it
 listing.py   what --dry-run prints
-verb.py      `python -m harness ablate`: plans, starts the sweep, watches it
+verb.py      `python -m harness ablate`: plans, and has each grid swept
+launch.py    starts the sweep, watches it, starts it again where a process died
 sweep.py     the Hydra app that a sweep is a multirun of; its job is one (cell, base seed)
 job.py       that job: the stages' work, then the row
 work.py      runs stages beside other processes that want the same ones

@@ -109,6 +109,7 @@ class CellPlan:
     """
 
     def __init__(self, grid: Grid, name: str, typed: Sequence[str], suite: Path | None):
+        from harness.grids.suites import parameters_of
         from harness.table import Cell, Plan  # torch: seconds
 
         self.grid, self.name = grid, name
@@ -121,7 +122,8 @@ class CellPlan:
         except UserError as error:
             raise UserError(f"{where(grid, name)}: {error}") from error
         if suite is None:
-            self.plan.suite_state = "none yet"
+            # Cells of different suites must not share an evaluation.
+            self.plan.suite_state = f"none yet: {json.dumps(parameters_of(self.settings), sort_keys=True)}"
         else:
             self.plan = self.plan.on(suite)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from harness.grids.plans import Planned, StageFacts, flat
 from harness.mini.suite import QUESTIONS_PER_VIDEO, SIZES
+from harness.row_store import FAILURES_SUFFIX
 
 OWN, COMMITTED, GUESSED = "finished stages like them", "committed rows", "guesses"
 DESCRIPTION = "stage.json"
@@ -135,7 +136,7 @@ def _units(kwargs: Mapping[str, Any]) -> float:
 
 
 def _of_stages(runs: Path) -> Iterator[tuple[str, Record]]:
-    for path in runs.glob(f"*/{DESCRIPTION}"):
+    for path in runs.glob(f"[!.]*/{DESCRIPTION}"):  # with a dot before it: at work, or about to get its name
         stage = json.loads(path.read_text(encoding="utf-8"))
         kwargs = dict(flat(stage["kwargs"]))
         units = _units(kwargs)
@@ -146,6 +147,8 @@ def _of_stages(runs: Path) -> Iterator[tuple[str, Record]]:
 
 def _of_rows(results: Path) -> Iterator[tuple[str, Record]]:
     for path in (results / "rows").rglob("*_seed*.jsonl"):
+        if path.name.startswith(".") or path.name.endswith(FAILURES_SUFFIX):  # half-written, or no rows
+            continue
         for line in path.read_text(encoding="utf-8").splitlines():
             row = json.loads(line)
             if row.get("timings") and "scale" in row.get("config", {}):

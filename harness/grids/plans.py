@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import harness
+from harness.errors import UserError
 from harness.grids import cells
-from harness.grids.cells import composed, settings_of
+from harness.grids.cells import composed, settings_of, where
 from harness.grids.grid import Grid
-from harness.grids.suites import made_suite, parameters_of
+from harness.grids.suites import made_suite, parameters_of, world_in
 from harness.mini.suite import suite_state
+from harness.mini.world import World
 from harness.paths import write_text
 from harness.provenance import library_versions
 from harness.stages import resolve
 
 PACKAGES = ("harness", "architectures")
+ASIDE = Path("harness") / "reports"  # reads rows and makes none: who edits it need not stop a sweep
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Planner:
         """A cell's rows."""
         texts = settings_of(grid, name, self.typed)
         parameters = self._suite_of(grid, name)
+        self._expect_world(grid, name, parameters["world"])
         suite = self.suite or made_suite(parameters)
         depends_on = {"settings": texts, "suite": self._state(suite), "base_seeds": base_seeds}
         found = self._remembered(depends_on, lambda: _found_out(grid, name, self.typed, suite, base_seeds))
@@ -105,6 +109,17 @@ class Planner:
         depends_on = {"suite of": settings_of(grid, name, self.typed)}
         return self._remembered(depends_on, lambda: parameters_of(composed(grid, name, self.typed)))
 
+    def _expect_world(self, grid: Grid, name: str, world: Mapping[str, Any]) -> None:
+        """UserError if the suite that was typed is of another world than the cell is evaluated in."""
+        if self.suite is None:
+            return
+        its, wanted = world_in(self.suite), World.of(world)
+        if its != wanted:
+            raise UserError(
+                f"{where(grid, name)}: suite={self.suite} shows {_in_words(its)}, but the cell is evaluated on "
+                f"{_in_words(wanted)}; leave suite= out, and every cell gets its own"
+            )
+
     def _state(self, suite: Path | None) -> str | None:
         if suite is None:
             return None
@@ -118,19 +133,26 @@ class Planner:
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         found = json.loads(json.dumps(find_out()))  # as it will be read
-        write_text(path, json.dumps(found))
+        if code_on_disk() == code_state():  # else it may be true of other code
+            write_text(path, json.dumps(found))
         return found
 
 
 @functools.cache
 def code_state() -> str:
-    """A hash of every byte of code and configuration, and of the versions that stages depend on."""
+    """`code_on_disk` as it was when this process first asked."""
+    return code_on_disk()
+
+
+def code_on_disk() -> str:
+    """A hash of every byte of code and configuration but the reports', and of the versions that stages depend on."""
     digest = hashlib.sha256(json.dumps(library_versions(), sort_keys=True).encode())
     root = Path(harness.__file__).resolve().parent.parent
     for package in PACKAGES:
         for file in sorted(path for path in (root / package).rglob("*") if path.suffix in (".py", ".yaml")):
-            digest.update(f"{file.relative_to(root)}\n".encode())
-            digest.update(file.read_bytes())
+            if not file.is_relative_to(root / ASIDE):
+                digest.update(f"{file.relative_to(root)}\n".encode())
+                digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
@@ -156,6 +178,11 @@ def _found_out(
         facts = {"content_hash": plan.content_hash(attempts, base_seed), "stages": [asdict(stage) for stage in stages]}
         found.append({**facts, "prefill_tflop_7b": plan.prefill_tflop_7b()})
     return found
+
+
+def _in_words(world: World) -> str:
+    dwell = "flashes of one or two frames" if world.dwell is None else "flashes of {} to {} frames".format(*world.dwell)
+    return f"{dwell} and {world.distractors} distractors"
 
 
 def flat(kwargs: Mapping[str, Any], above: str = "") -> list[tuple[str, Any]]:

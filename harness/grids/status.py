@@ -29,19 +29,21 @@ class Status:
 def status_of(planned: Iterable[Planned], store: RowStore, runs: Path, committed: bool = False) -> Status:
     """What the files say.
 
-    committed: a stored row of the same content counts as done, its stages or not: someone else computed it.
-        Otherwise a row is done if its stages are there as well.
+    A row is done if it is stored with this content and its samples; it failed if it did with this content.
+    committed: its stages or not, for someone else computed it. Otherwise its stages must be there as well.
     """
     planned = list(planned)
-    stored = {(row.cell, row.base_seed): row.content_hash for row in store.rows()}
-    failed = {(failure.cell, failure.base_seed) for failure in store.failures()}
+    stored = {
+        (row.cell, row.base_seed): row.content_hash for row in store.rows() if (store.folder / row.samples).is_file()
+    }
+    failed = {(failure.cell, failure.base_seed): failure.content_hash for failure in store.failures()}
     states = {}
     for row in planned:
         key = (row.cell, row.base_seed)
         if stored.get(key) == row.content_hash and (committed or not row.unfinished(runs)):
             states[key] = DONE
         else:
-            states[key] = FAILED if key in failed else TO_DO
+            states[key] = FAILED if failed.get(key) in ("", row.content_hash) else TO_DO
     return Status(planned, states)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 # Private, since harness/mini/suite.py is part of what names a suite: a public name there would rename them all.
-from harness.mini.suite import SIZES, _parameters, _sha256, build_suite
-from harness.mini.world import World
+from harness.mini.suite import SIZES, _parameters, _sha256, build_suite, load_suite
+from harness.mini.world import PLAIN, World
 from harness.paths import cache_dir
 from harness.progress import SILENT, Progress
 
@@ -24,6 +24,12 @@ def made_suite(parameters: Mapping[str, Any]) -> Path | None:
     determined_by = _parameters(parameters["seed"], SIZES[parameters["sizes"]], World.of(parameters["world"]))
     folder = cache_dir() / "suites" / f"suite-{_sha256(determined_by)[:16]}"
     return folder.resolve() if folder.is_dir() else None
+
+
+def world_in(suite: Path) -> World:
+    """The world of a suite; the plain one for a suite from before there were others. UserError if it is no suite."""
+    world = load_suite(suite)["parameters"].get("world")
+    return PLAIN if world is None else World.of(world)
 
 
 def make_suite(settings: DictConfig, workers: int = 1, progress: Progress = SILENT) -> Path:

@@ -1,12 +1,7 @@
 """`python -m harness ablate grid=NAME`: plans the grid, has Hydra run what is missing, and watches."""
 
-import os
-import re
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,20 +11,19 @@ from harness.commands import complain_of, refuse_paper_scale
 from harness.errors import UserError
 from harness.grids.cells import composed, key_of, settings_of
 from harness.grids.grid import ALL, GRIDS, Grid, all_grids, load_grid
-from harness.grids.guard import VARIABLE, end_children
+from harness.grids.job import replaced_in
+from harness.grids.launch import run_sweep
 from harness.grids.listing import print_plan
-from harness.grids.plans import Planned, Planner
+from harness.grids.plans import Planned, Planner, code_on_disk, code_state
 from harness.grids.status import DONE, FAILED, TO_DO, Status, name_of, status_of
-from harness.grids.view import View
-from harness.jobs import THREAD_VARIABLES, THREADS, default_jobs
+from harness.jobs import default_jobs
 from harness.row_store import RowStore
-from harness.settings import ABLATE, MAIN, Launcher, Reuse
+from harness.settings import ABLATE, MAIN, Reuse
 
 OF_THE_VERB = {item for item in ABLATE.schema.__dataclass_fields__ if item not in MAIN.schema.__dataclass_fields__}
 OF_THE_COMMAND = OF_THE_VERB | {"jobs", "runs_dir", "results_dir", "output", "suite"}
 """Settings that say where and how, and not what a cell is."""
 NOT_IN_A_GRID = OF_THE_COMMAND | {"seed", "base_seeds", "scale", "rows", "checkpoint", "workers", "batch_size"}
-SECONDS_TO_LEAVE = 10.0
 
 
 class CellsFailed(UserError):
@@ -79,8 +73,8 @@ class Command:
 def ablate(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Run whatever of a grid, or of the book, is not done; with dry_run, say what that would be.
 
-    Raises UserError for a mistake in a grid or in what was typed, CellsFailed (exit 1) after everything else is done
-    if cells failed, TooManyFailures (exit 3) if too many questions had no answer.
+    Raises UserError for a mistake in a grid or in what was typed; after everything else is done CellsFailed (exit 1) if
+    cells failed or a grid could not be run, or TooManyFailures (exit 3) if too many questions had no answer.
     """
     refuse_paper_scale(settings)
     folder = GRIDS if settings.grids_dir is None else Path(settings.grids_dir)
@@ -91,18 +85,45 @@ def ablate(settings: DictConfig, overrides: Sequence[str]) -> None:
     grids = all_grids(folder, composed=False) if settings.grid == ALL else [load_grid(settings.grid, folder, False)]
     command = Command.of(settings, overrides)
     _check(grids, command.typed)
+    planner = command.planner()
+    # All grids before the first one runs: a mistake in the last is told at once.
+    planned = [(grid, planner.rows(grid, command.base_seeds)) for grid in grids]
     if settings.dry_run:
-        planner = command.planner()
-        planned = [(grid, _status(command, grid, planner.rows(grid, command.base_seeds))) for grid in grids]
-        print_plan(planned, command.runs, command.results, command.jobs)
+        statuses = [(grid, _status(command, grid, rows)) for grid, rows in planned]
+        print_plan(statuses, command.runs, command.results, command.jobs)
         return
-    failed = [name for grid in grids for name in _run(command, grid)]
-    _complain(command, grids)
+    failed: list[str] = []
+    errors: list[UserError] = []
+    for grid in grids:
+        try:
+            _run(command, planner, grid, failed)
+        except CellsFailed as error:
+            errors.append(error)
+        except UserError as error:
+            if len(grids) == 1:
+                raise
+            errors.append(CellsFailed(f"{grid.name}: {error}"))
+    _conclude(command, grids, failed, errors)
+
+
+def _conclude(command: Command, grids: Sequence[Grid], failed: Sequence[str], errors: Sequence[UserError]) -> None:
+    """Raise what went wrong, all of it in one sentence; nothing did if there is nothing to name."""
+    told = list(errors)
     if failed:
-        raise CellsFailed(
-            f"{len(failed)} rows failed: {', '.join(failed)}; everything else is stored; the tracebacks are in "
-            f"{command.results}/rows/ablations/*.failures.jsonl, and retry=true tries them again"
+        told.append(
+            CellsFailed(
+                f"{len(failed)} rows failed: {', '.join(failed)}; everything else is stored; the tracebacks are in "
+                f"{command.results}/rows/ablations/*.failures.jsonl, and retry=true tries them again"
+            )
         )
+    try:
+        _complain(command, grids)
+    except UserError as error:
+        told.append(error)
+    if len(told) == 1:
+        raise told[0]
+    if told:
+        raise CellsFailed("; ".join(map(str, told)))
 
 
 def _check(grids: Sequence[Grid], typed: Sequence[str]) -> None:
@@ -131,13 +152,16 @@ def _status(command: Command, grid: Grid, planned: Sequence[Planned]) -> Status:
 # ---------------------------------------------------------------------------------------------------- one grid
 
 
-def _run(command: Command, grid: Grid) -> list[str]:
-    """Run a grid; the names of the rows that failed, now or before."""
-    _make_suites(command, grid)
-    planned = command.planner().rows(grid, command.base_seeds)
+def _run(command: Command, planner: Planner, grid: Grid, failed: list[str]) -> None:
+    """Run a grid; `failed` gains the names of its rows that failed, now or before."""
+    if code_on_disk() != code_state():
+        raise CellsFailed(f"{grid.name}: not run, since the code has changed after this command began; run it again")
+    _make_suites(command, planner, grid)
+    planned = planner.rows(grid, command.base_seeds)
     store = command.store(grid)
     store.begin(grid)
-    _set_aside(command, grid, store, planned)
+    if command.settings.reuse is not Reuse.committed:
+        _set_aside(command, planner, grid, planned)
     if command.settings.retry:
         for row in _status(command, grid, planned).rows(FAILED):
             store.clear_failure(row.cell, row.base_seed)
@@ -147,45 +171,67 @@ def _run(command: Command, grid: Grid) -> list[str]:
     if not status.rows(TO_DO):
         done = len(status.rows(DONE))
         _say(f"{grid.name}: all done ({done} rows)" if not skipped else f"{grid.name}: {done} rows done")
-        return [f"{grid.name} {name_of(row)}" for row in skipped]
-    _sweep(command, grid, status)
+    else:
+        _tell_replaced(command, grid, status)
+        run_sweep(command, grid, lambda: _status(command, grid, planned))
     after = _status(command, grid, planned)
+    failed += [f"{grid.name} {name_of(row)}" for row in after.rows(FAILED)]
     if left := after.rows(TO_DO):
-        raise CellsFailed(
-            f"{grid.name}: the sweep ended early, {len(left)} rows are left: {_names(left)}; its log is in "
-            f"{command.runs / 'sweeps'}, and the same command goes on"
+        raise CellsFailed(_why_left(command, grid, left))
+
+
+def _why_left(command: Command, grid: Grid, left: Sequence[Planned]) -> str:
+    if code_on_disk() != code_state():
+        why = "the code has changed while the sweep ran"
+        return (
+            f"{grid.name}: {why}, {len(left)} rows are left: {_names(left)}; run it again, with the code as it is now"
         )
-    return [f"{grid.name} {name_of(row)}" for row in after.rows(FAILED)]
+    return (
+        f"{grid.name}: the sweep ended early, {len(left)} rows are left: {_names(left)}; its log is in "
+        f"{command.runs / 'sweeps'}, and the same command goes on"
+    )
 
 
-def _make_suites(command: Command, grid: Grid) -> None:
+def _make_suites(command: Command, planner: Planner, grid: Grid) -> None:
     """Generate the suites that are not there: before the sweep, on all cores."""
-    if command.suite is not None:
-        return
     from harness.grids.suites import make_suite
     from harness.progress import Display
 
-    planner = command.planner()
     for name in grid.cells:
         if not planner.has_suite(grid, name):
             with Display() as display:
                 make_suite(composed(grid, name, command.typed), max(command.jobs, 1), display.progress())
 
 
-def _set_aside(command: Command, grid: Grid, store: RowStore, planned: Sequence[Planned]) -> None:
-    """Move rows of other content out of the way; rows of further base seeds stay if they are as they would be now."""
-    stored = store.rows()
-    further = tuple(sorted({row.base_seed for row in stored} - set(command.base_seeds)))
-    keep = {row.content_hash for row in planned}
+def _set_aside(command: Command, planner: Planner, grid: Grid, planned: Sequence[Planned]) -> None:
+    """Move rows away that no row of this sweep will replace.
+
+    Those are rows of cells that the grid has not any more, and of further base seeds if they are not as they would be
+    now. All others stay until their replacement is there.
+    """
+    stored = command.store(grid).rows()
+    asked = {(row.cell, row.base_seed) for row in planned}
+    rows = [*planned, *(row for row in stored if (row.cell, row.base_seed) in asked)]
+    further = tuple(sorted({row.base_seed for row in stored if row.cell in grid.cells} - set(command.base_seeds)))
     if further:
-        others = replace(command.planner(), typed=(*_without(command.typed, "base_seeds"), _base_seeds(further)))
-        keep |= {row.content_hash for row in others.rows(grid, further)}
-    where = command.runs / "replaced"
-    moved = store.set_aside(keep, where)
-    if moved:
+        others = replace(planner, typed=(*_without(command.typed, "base_seeds"), _base_seeds(further)))
+        rows += others.rows(grid, further)
+    where = replaced_in(command.runs)
+    if moved := command.store(grid).set_aside({(row.cell, row.base_seed, row.content_hash) for row in rows}, where):
         _say(
-            f"{grid.name}: {len(moved)} stored rows were of other content (settings, code or libraries have changed); "
-            f"they are now in {where}"
+            f"{grid.name}: {len(moved)} stored rows are of cells that the grid has no more, or of further base seeds "
+            f"and other content; they are now in {where}"
+        )
+
+
+def _tell_replaced(command: Command, grid: Grid, status: Status) -> None:
+    """Say how many stored rows the sweep will replace by others."""
+    to_do = {(row.cell, row.base_seed): row.content_hash for row in status.rows(TO_DO)}
+    stored = {(row.cell, row.base_seed): row.content_hash for row in command.store(grid).rows()}
+    if stale := [key for key in to_do if stored.get(key, to_do[key]) != to_do[key]]:
+        _say(
+            f"{grid.name}: {len(stale)} stored rows are of other content (settings, code or libraries have changed); "
+            f"each moves to {replaced_in(command.runs)} when its new one is there"
         )
 
 
@@ -195,104 +241,6 @@ def _without(typed: Sequence[str], key: str) -> list[str]:
 
 def _base_seeds(seeds: Sequence[int]) -> str:
     return f"base_seeds=[{','.join(map(str, seeds))}]"
-
-
-def _sweep(command: Command, grid: Grid, status: Status) -> None:
-    """Have the missing rows computed, by Hydra's launcher or, with jobs=0, in this process."""
-    sweep = command.runs / "sweeps" / f"{grid.name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{os.getpid()}"
-    sweep.mkdir(parents=True)
-    mark = sweep / "begun"
-    mark.touch()
-    begun = mark.stat().st_mtime
-    view = View(grid, status, command.store(grid), command.runs, command.results, sweep, max(command.jobs, 1))
-    if command.jobs == 0:
-        _in_this_process(command, grid, status, sweep, begun, view)
-        return
-    with view, _launched(_arguments(command, grid, status, sweep, begun), sweep / "log.txt") as is_running:
-        while is_running():
-            view.look()
-            time.sleep(0.5)
-        view.look(last=True)
-
-
-def _in_this_process(command: Command, grid: Grid, status: Status, sweep: Path, begun: float, view: View) -> None:
-    """For a debugger: one row after the other."""
-    from harness.grids.job import Asked, work_on
-
-    scale, seed = command.settings.scale.name, command.settings.seed
-    asked = Asked(grid.name, scale, seed, command.typed, command.suite, command.runs, command.results, sweep, begun)
-    with view:
-        for row in status.rows(TO_DO):
-            work_on(asked, row.cell, row.base_seed)
-            view.look(last=True)
-
-
-def _arguments(command: Command, grid: Grid, status: Status, sweep: Path, begun: float) -> list[str]:
-    """The Hydra app's command line: a multirun over what is to do."""
-    to_do = status.rows(TO_DO)
-    cells = dict.fromkeys(row.cell for row in to_do)
-    base_seeds = sorted({row.base_seed for row in to_do})
-    wanted = {(row.cell, row.base_seed) for row in to_do}
-    skip = [f"{cell}/{seed}" for cell in cells for seed in base_seeds if (cell, seed) not in wanted]
-    # Cells vary slowest: a cell's base seeds run side by side, and with them the bases that everything waits for.
-    return [
-        "--multirun",
-        f"grid={quoted(grid.name)}",
-        f"cell={','.join(map(quoted, cells))}",
-        f"base_seed={','.join(map(str, base_seeds))}",
-        f"skip={_list(skip)}",
-        f"settings={_list(command.typed)}",
-        f"suite={'null' if command.suite is None else quoted(str(command.suite))}",
-        f"runs_dir={quoted(str(command.runs))}",
-        f"results_dir={quoted(str(command.results))}",
-        f"folder={quoted(str(sweep))}",
-        f"begun={begun!r}",
-        *launcher_arguments(command.settings, command.jobs),
-    ]
-
-
-def launcher_arguments(settings: DictConfig, jobs: int) -> list[str]:
-    """What chooses and sets up the launcher."""
-    launcher = settings.launcher
-    chosen = [f"hydra/launcher=sweep_{launcher.name}"]
-    if launcher is Launcher.joblib:
-        return [*chosen, f"hydra.launcher.n_jobs={jobs}"]
-    if launcher is Launcher.submitit_local:
-        return [*chosen, f"hydra.sweeper.max_batch_size={jobs}"]
-    partition = "null" if settings.partition is None else quoted(settings.partition)
-    return [
-        *chosen,
-        f"hydra.launcher.partition={partition}",
-        f"hydra.launcher.timeout_min={settings.minutes}",
-        f"hydra.launcher.mem_gb={settings.gigabytes}",
-        f"hydra.launcher.gpus_per_node={settings.gpus}",
-    ]
-
-
-def quoted(text: str) -> str:
-    """A text as Hydra's command line takes it, whatever is in it."""
-    escaped = re.sub(r"(\\*)'", lambda found: found[1] * 2 + "\\'", text)  # backslashes count before a quote alone
-    return "'" + re.sub(r"\\+$", lambda found: found[0] * 2, escaped) + "'"
-
-
-def _list(texts: Sequence[str]) -> str:
-    return f"[{','.join(map(quoted, texts))}]"
-
-
-@contextmanager
-def _launched(arguments: list[str], log: Path) -> Iterator[Callable[[], bool]]:
-    """The Hydra app in a process of its own, ended on the way out; yields whether it still runs."""
-    environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(THREADS)), VARIABLE: "1"}
-    command = [sys.executable, "-m", "harness.grids.sweep", *arguments]
-    with log.open("ab") as output:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment)
-        try:
-            yield lambda: process.poll() is None
-        finally:
-            if process.poll() is None:
-                end_children()
-            process.stdin.close()
-            process.wait()
 
 
 def _complain(command: Command, grids: Sequence[Grid]) -> None:

@@ -38,12 +38,12 @@ class View:
     ) -> None:
         self.grid, self.status, self.store, self.runs, self.sweep, self.jobs = grid, status, store, runs, sweep, jobs
         self.to_do = status.rows(TO_DO)
-        self.hashes = {row.content_hash for row in self.to_do}
+        self.expected = {(row.cell, row.base_seed, row.content_hash) for row in self.to_do}
         self.times = Times.recorded(runs, results)
         self.stages = {stage.folder: (stage, row) for row in self.to_do for stage in row.stages}
         self.told: set[tuple[str, int]] = {(row.cell, row.base_seed) for row in status.rows(DONE)}
-        self.n_failures = len(store.failures())
-        self.stamp: tuple[int, ...] = ()
+        self.told_failures = set(store.failures())
+        self.stamp: tuple[int, ...] = ()  # of the store's files
         self.seconds_left: float = math.inf
         self.looked_at = -math.inf
         self.spoken_at = time.monotonic()
@@ -51,8 +51,8 @@ class View:
         self.live = Live(console=self.console, transient=True, auto_refresh=False) if self.console.is_terminal else None
 
     def __enter__(self) -> "View":
-        self._print(f"{self.grid.name}: {self.grid.question}")
-        self._print(_header())
+        self.say(f"{self.grid.name}: {self.grid.question}")
+        self.say(_header())
         if self.live is not None:
             self.live.start()
         return self
@@ -75,24 +75,25 @@ class View:
         elif not last and now - self.spoken_at >= SECONDS_BETWEEN_LINES:
             self.spoken_at = now
             working = [self._in_words(note) for note in notes]
-            self._print(" | ".join([f"{self._done()}, {clock(self.seconds_left)} left", *working]))
+            self.say(" | ".join([f"{self._done()}, {clock(self.seconds_left)} left", *working]))
 
     # ------------------------------------------------------------------------------------------- what is there
 
     def _tell_rows(self) -> None:
         """Print the rows and failures that have come since the last look."""
-        stamp = tuple(path.stat().st_mtime_ns for path in (self.store.path, self.store.failures_path) if path.is_file())
+        stamp = (_stamp(self.store.path), _stamp(self.store.failures_path))
         if stamp == self.stamp:
             return
         self.stamp = stamp
         for row in self.store.rows():
-            if (row.cell, row.base_seed) not in self.told and row.content_hash in self.hashes:
-                self.told.add((row.cell, row.base_seed))
-                self._print(_line(row))
-        failures = self.store.failures()
-        for failure in failures[self.n_failures :] if len(failures) > self.n_failures else ():
-            self._print(f"{failure.cell}/{failure.base_seed} failed in {failure.stage}: {failure.error}")
-        self.n_failures = len(failures)
+            key = (row.cell, row.base_seed)
+            if key not in self.told and (*key, row.content_hash) in self.expected:
+                self.told.add(key)
+                self.say(_line(row))
+        for failure in self.store.failures():
+            if failure not in self.told_failures:
+                self.told_failures.add(failure)
+                self.say(f"{failure.cell}/{failure.base_seed} failed in {failure.stage}: {failure.error}")
 
     def _left(self, notes: list[Note]) -> float:
         """Seconds left by the plan: of what runs, what is left of it."""
@@ -131,8 +132,17 @@ class View:
             running.add_row(named, _name(note.stage) or _idle(note), f"{note.fraction:.0%}", elapsed, expected)
         return Group(line, running)
 
-    def _print(self, text: str) -> None:
+    def say(self, text: str) -> None:
+        """Print a line above what is drawn."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def _stamp(path: Path) -> int:
+    """When a file was last changed; 0 if it is not there."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
 
 
 def _idle(note: Note) -> str:

@@ -7,7 +7,7 @@ lock; who takes the stage next goes on from what is there.
 
 import time
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -16,7 +16,7 @@ from harness.errors import UserError
 from harness.jobs import path_weight
 from harness.paths import write_text
 from harness.progress import Progress
-from harness.stages import Attempt, Stage, attempt_stage, resolve
+from harness.stages import Attempt, attempt_stage
 
 SECONDS_BETWEEN_LOOKS = 0.5
 
@@ -30,14 +30,12 @@ class StageFailed(Exception):
 
 
 def work_through(
-    stages: Iterable[Stage],
-    runs_dir: Path,
-    progress: Callable[[str], Progress],
-    begun: float | None = None,
-) -> dict[str, Attempt]:
-    """Have every stage finished, by this process or another; returns them by name.
+    attempts: Mapping[str, Attempt], progress: Callable[[str], Progress], begun: float | None = None
+) -> None:
+    """Have every stage finished, by this process or another.
 
     Args:
+        attempts: the stages by name, resolved.
         progress: what the stage of that folder name reports to; called when this process begins it, and with "" when
             it waits.
         begun: when the sweep began, in the file system's seconds: a traceback left since then fails this call too,
@@ -46,8 +44,8 @@ def work_through(
     Raises StageFailed; the traceback is left beside the stage's folder.
     """
     begun = time.time() if begun is None else begun
-    attempts = resolve(stages, runs_dir.absolute())
-    runs_dir.mkdir(parents=True, exist_ok=True)
+    for attempt in attempts.values():
+        attempt.final.parent.mkdir(parents=True, exist_ok=True)
     order = sorted(attempts, key=lambda name: -path_weight(name, attempts))
     while waiting := [name for name in order if not attempts[name].final.is_dir()]:
         for name in waiting:
@@ -59,7 +57,6 @@ def work_through(
             time.sleep(SECONDS_BETWEEN_LOOKS)
         else:
             _attempt(free, progress(free.final.name))
-    return attempts
 
 
 def is_free(lock: Path) -> bool:

@@ -1,17 +1,19 @@
 """ablations/README.md from the book and a results folder: question, answer with interval, figure, grid by grid."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jinja2 import Environment, StrictUndefined
 
+from harness.layout import escaped_md
 from harness.paths import write_text
 from harness.reports import grids
 from harness.reports.answers import answers, short
-from harness.reports.grid_foot import duration, missing
+from harness.reports.grid_foot import duration, missing, missing_rows
 from harness.reports.grid_result import OWN_STAGES, GridResult
+from harness.row_store import grids_in
 
 if TYPE_CHECKING:
     from harness.grids.grid import Grid
@@ -20,20 +22,30 @@ README = "README.md"
 TEMPLATE = Path(__file__).with_name("ablations.md.jinja")
 
 
-def text(book: "Sequence[Grid]", analysed: Sequence[GridResult], results: str) -> str:
+def text(
+    book: "Sequence[Grid]",
+    analysed: Sequence[GridResult],
+    results: str,
+    failed: Mapping[str, Sequence[str]] | None = None,
+) -> str:
     """The whole file.
 
     Args:
         book: the grids, in order.
         analysed: those that have rows; of one grid's, the first is shown and the others are linked.
         results: path of the results folder, as seen from the file.
+        failed: name of a grid without rows -> a line for each cell that failed.
     """
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(undefined=StrictUndefined, autoescape=False, **options)  # markdown, not HTML
+    environment.filters["md"] = escaped_md
     template = environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
     known = {grid.name for grid in book}
     gone = [result.grid for result in analysed if result.grid.name not in known]
-    entries = [_entry(grid, [r for r in analysed if r.grid.name == grid.name]) for grid in [*book, *gone]]
+    entries = [
+        _entry(grid, [r for r in analysed if r.grid.name == grid.name], (failed or {}).get(grid.name, []))
+        for grid in [*book, *gone]
+    ]
     return template.render(entries=entries, results=results, times=_times(analysed))
 
 
@@ -47,14 +59,20 @@ def write_readme(folder: Path, results: Path, analysed: Sequence[GridResult]) ->
         return None
     from harness.grids.grid import all_grids
 
-    made = text(all_grids(folder, composed=False), analysed, os.path.relpath(results, folder))
+    failed = {
+        store.name: missing_rows(store.failures(), {})
+        for store in grids_in(results)
+        if store.failures() and not store.rows()
+    }
+    made = text(all_grids(folder, composed=False), analysed, os.path.relpath(results, folder), failed)
     write_text(folder / README, made)
     return folder / README
 
 
-def _entry(grid: "Grid", found: Sequence[GridResult]) -> dict:
+def _entry(grid: "Grid", found: Sequence[GridResult], failed: Sequence[str]) -> dict:
     """What the template says of a grid."""
     entry = {"name": grid.name, "question": grid.question, "paper": sentence(grid.paper), "run": None}
+    entry["failed"] = list(failed)
     entry["limits"] = sentence(grid.limits) if grid.limits else ""
     if not found:
         return entry | {"time": sentence(grid.time)}

@@ -4,7 +4,7 @@ Everything is read from a results folder. What is not there is None, and the cla
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -21,12 +21,19 @@ from harness.statistics import AVERAGE, LEVEL, Scores
 
 POINTS = "percentage points"
 MAIN_SCALE, MAIN_SEED = "mini", 0
+SCALES = (MAIN_SCALE, "paper")  # that claims are decided at, in this order; others are for trying things out
 SIXTEEN = f"{BASELINE[0]}@{BASELINE[1]}"
 
 
 @dataclass(frozen=True)
 class Finding:
-    """A number with its interval, and what it was found on."""
+    """A number with its interval, and what it was found on.
+
+    Attributes:
+        by_seed: each base seed's own figure.
+        p_holm: p of "it is 0", corrected for all comparisons of its grid; None where that is not what is asked.
+        members: of a figure that stands for several cells, each cell's own.
+    """
 
     figure: float
     lo: float
@@ -36,31 +43,54 @@ class Finding:
     scale: str
     n_samples: int | None = None
     seeds: int | None = None
+    by_seed: tuple[float, ...] = ()
+    p_holm: float | None = None
+    members: tuple["Finding", ...] = ()
 
     def negated(self, control: str) -> "Finding":
         """The difference the other way round."""
-        return Finding(-self.figure, -self.hi, -self.lo, self.unit, control, self.scale, self.n_samples, self.seeds)
+        ends = {"figure": -self.figure, "lo": -self.hi, "hi": -self.lo}
+        turned = tuple(each.negated(each.control) for each in self.members)
+        return replace(self, **ends, control=control, by_seed=tuple(-each for each in self.by_seed), members=turned)
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Scores that cells are compared by, and the comparisons (by cell) that their grid makes of them anyway."""
+
+    scores: Scores
+    scale: str
+    compared: pd.DataFrame = field(default_factory=pd.DataFrame)
+
+    def corrected(self, p: float, first: str = "", second: str = "") -> float:
+        """p after Holm over the grid's comparisons: as in its table if it stands there, else as one more of them."""
+        for cell, other in ((first, second), (second, first)):
+            if cell in self.compared.index and self.compared.loc[cell, "reference"] == other:
+                return float(self.compared.loc[cell, "p_holm"])
+        others = list(self.compared["p"]) if len(self.compared) else []
+        return float(statistics.holm([*others, p])[-1])
 
 
 Find = Callable[["Evidence"], Finding | None]
 
 
 class Evidence:
-    """A results folder, read when asked; `grids` are its analysed grids, which of each the first is taken."""
+    """A results folder, read when asked. Of each grid that is analysed, the first of SCALES and seeds is taken."""
 
     def __init__(self, results: Path, grids: Sequence[GridResult]):
         self.results = Path(results)
         self.grids: dict[str, GridResult] = {}
-        for grid in grids:
+        known = [grid for grid in grids if grid.scale in SCALES]
+        for grid in sorted(known, key=lambda each: (SCALES.index(each.scale), each.seed)):
             self.grids.setdefault(grid.grid.name, grid)
 
-    def scores(self, grid: str, cells: Sequence[str]) -> tuple[Scores, str] | None:
-        """The scores that hold all of `cells`, and their scale: a suite of the grid, else the main table's."""
+    def scores(self, grid: str, cells: Sequence[str]) -> Pool | None:
+        """The scores that hold all of `cells`: a suite of the grid, else the main table's."""
         found = self.grids.get(grid)
-        pools = [(suite.scores, found.scale) for suite in found.suites] if found else []
+        pools = [Pool(suite.scores, found.scale, found.differences) for suite in found.suites] if found else []
         if grid in ALSO_IN_MAIN and self.main is not None:
-            pools.append((self.main, MAIN_SCALE))
-        return next((pool for pool in pools if all((cell,) in pool[0].settings for cell in cells)), None)
+            pools.append(Pool(self.main, MAIN_SCALE))
+        return next((pool for pool in pools if all((cell,) in pool.scores.settings for cell in cells)), None)
 
     @cached_property
     def main(self) -> Scores | None:
@@ -97,39 +127,49 @@ def minus(grid: str, first: str, second: str) -> Find:
 
     def find(evidence: Evidence) -> Finding | None:
         pool = evidence.scores(grid, [first, second])
-        return None if pool is None else _difference(*pool, first, second)
+        return None if pool is None else _difference(pool, first, second)
 
     return find
 
 
 def best_minus(grid: str, cells: Sequence[str], second: str) -> Find:
-    """The best of `cells` minus `second`; the interval is at 1 - 5% / their number, for the best was chosen."""
+    """The best of `cells` minus `second`: the largest figure, the largest lower and the largest upper end.
+
+    Each cell's interval is at 1 - 5% / their number, so that all hold together, and with them that of their largest.
+    """
 
     def find(evidence: Evidence) -> Finding | None:
         pool = evidence.scores(grid, [*cells, second])
-        return None if pool is None else max(_family(*pool, cells, second), key=lambda each: each.figure)
+        return None if pool is None else _largest(_family(pool, cells, second))
 
     return find
 
 
 def minus_best(grid: str, first: str, cells: Sequence[str]) -> Find:
-    """One cell minus the best of `cells`; interval as in `best_minus`."""
+    """One cell minus the best of `cells`: `best_minus` the other way round. It is above 0 if it is above each."""
 
     def find(evidence: Evidence) -> Finding | None:
         found = best_minus(grid, cells, first)(evidence)
-        return None if found is None else found.negated(f"the best of {', '.join(cells)}")
+        if found is None:
+            return None
+        p = max(each.p_holm for each in found.members)
+        return replace(found.negated(f"the best of {', '.join(cells)}"), p_holm=p)
 
     return find
 
 
 def farthest(grid: str, cells: Sequence[str], second: str) -> Find:
-    """Of `cells` minus `second`, the one whose interval, at 1 - 5% / their number, reaches farthest from 0."""
+    """Every one of `cells` minus `second`: the figure that is farthest from 0, the lowest and the highest end."""
 
     def find(evidence: Evidence) -> Finding | None:
         pool = evidence.scores(grid, [*cells, second])
         if pool is None:
             return None
-        return max(_family(*pool, cells, second), key=lambda each: max(abs(each.lo), abs(each.hi)))
+        members = _family(pool, cells, second)
+        far = max(members, key=lambda each: abs(each.figure))
+        lo, hi = min(each.lo for each in members), max(each.hi for each in members)
+        control = f"{far.control}; the interval holds those of {', '.join(cells)}"
+        return replace(far, lo=lo, hi=hi, control=control, members=tuple(members))
 
     return find
 
@@ -141,11 +181,13 @@ def relative_gain(grid: str, first: str, second: str) -> Find:
         pool = evidence.scores(grid, [first, second])
         if pool is None:
             return None
-        scores, scale = pool
+        scores = pool.scores
         a, b = scores.of((first,)), scores.of((second,))
         estimate = 100 * (scores.estimate_SN[a, -1] / scores.estimate_SN[b, -1] - 1)
         draws_B = 100 * scores.difference_BN((first,), (second,))[:, -1] / scores.draws_BSN[:, b, -1]
-        return _finding(scores, scale, float(estimate), draws_B, "% of the control's average", second)
+        by_seed = 100 * (scores.estimate_KSN[:, a, -1] / scores.estimate_KSN[:, b, -1] - 1)
+        found = _finding(pool, float(estimate), draws_B, "% of the control's average", second, by_seed)
+        return replace(found, p_holm=_difference(pool, first, second).p_holm)
 
     return find
 
@@ -157,10 +199,10 @@ def minus_chance(grid: str, cell: str) -> Find:
         pool, found = evidence.scores(grid, [cell]), evidence.grids.get(grid)
         if pool is None or found is None or cell not in found.cells:
             return None
-        scores, scale = pool
+        scores, place = pool.scores, pool.scores.of((cell,))
         level = chance_line(found.samples[found.samples["cell"].eq(cell)])[AVERAGE]
-        over_S, draws_B = scores.estimate_SN[:, -1] - level, scores.draws_BSN[:, scores.of((cell,)), -1] - level
-        return _finding(scores, scale, float(over_S[scores.of((cell,))]), draws_B, POINTS, "chance")
+        over, draws_B = scores.estimate_SN[place, -1] - level, scores.draws_BSN[:, place, -1] - level
+        return _finding(pool, float(over), draws_B, POINTS, "chance", scores.estimate_KSN[:, place, -1] - level)
 
     return find
 
@@ -172,7 +214,7 @@ def slope(grid: str, cells: dict[str, int]) -> Find:
         pool = evidence.scores(grid, list(cells))
         if pool is None:
             return None
-        scores, scale = pool
+        scores = pool.scores
         doublings = np.log2(list(cells.values()))
         weights = (doublings - doublings.mean()) / ((doublings - doublings.mean()) ** 2).sum()
         places = [scores.of((cell,)) for cell in cells]
@@ -180,7 +222,8 @@ def slope(grid: str, cells: dict[str, int]) -> Find:
         videos_KB = scores.videos_KBSN[:, :, places, -1] @ weights
         draws_B = statistics.with_seeds(estimate_K, videos_KB, scores.weight_BK)
         unit = f"{POINTS} per doubling of frames"
-        return _finding(scores, scale, float(estimate_K.mean()), draws_B, unit, f"{next(iter(cells))}, and onwards")
+        control = f"{next(iter(cells))}, and onwards"
+        return _finding(pool, float(estimate_K.mean()), draws_B, unit, control, estimate_K)
 
     return find
 
@@ -192,7 +235,7 @@ def study_minus(first: str, second: str) -> Find:
         scores = evidence.study
         if scores is None or not {(first,), (second,)} <= set(scores.settings):
             return None
-        return _difference(scores, MAIN_SCALE, first, second)
+        return _difference(Pool(scores, MAIN_SCALE), first, second)
 
     return find
 
@@ -236,20 +279,35 @@ def nothing(evidence: Evidence) -> None:
     """For claims that nothing here can decide."""
 
 
-def _difference(scores: Scores, scale: str, first: str, second: str, level: float = LEVEL) -> Finding:
+def _difference(pool: Pool, first: str, second: str, level: float = LEVEL) -> Finding:
+    scores, a, b = pool.scores, pool.scores.of((first,)), pool.scores.of((second,))
     found = statistics.compare(scores, [((first,), (second,))], level).iloc[0]
     asked = scores.answers.right_QKS.shape
-    return Finding(found["difference"], found["lo"], found["hi"], POINTS, second, scale, asked[0] * asked[1], asked[1])
+    by_seed = tuple((scores.estimate_KSN[:, a, -1] - scores.estimate_KSN[:, b, -1]).tolist())
+    made = Finding(found["difference"], found["lo"], found["hi"], POINTS, second, pool.scale, asked[0] * asked[1])
+    return replace(made, seeds=asked[1], by_seed=by_seed, p_holm=pool.corrected(found["p"], first, second))
 
 
-def _family(scores: Scores, scale: str, cells: Sequence[str], second: str) -> list[Finding]:
+def _family(pool: Pool, cells: Sequence[str], second: str) -> list[Finding]:
     """Each cell minus `second`, at a level that holds for all of them together; the control names the cell."""
     level = 1 - (1 - LEVEL) / len(cells)
-    found = [(cell, _difference(scores, scale, cell, second, level)) for cell in cells]
-    return [Finding(**{**vars(each), "control": f"{second} ({cell} minus it)"}) for cell, each in found]
+    found = [(cell, _difference(pool, cell, second, level)) for cell in cells]
+    return [replace(each, control=f"{second} ({cell} minus it)") for cell, each in found]
 
 
-def _finding(scores: Scores, scale: str, figure: float, draws_B: np.ndarray, unit: str, control: str) -> Finding:
+def _largest(members: Sequence[Finding]) -> Finding:
+    """The largest of several differences. It is above 0 if any is: the least p of those above."""
+    best = max(members, key=lambda each: each.figure)
+    lo, hi = max(each.lo for each in members), max(each.hi for each in members)
+    by_seed = tuple(map(max, *(each.by_seed for each in members))) if len(members) > 1 else best.by_seed
+    p = min((each.p_holm for each in members if each.figure > 0), default=1.0)
+    return replace(best, lo=lo, hi=hi, by_seed=by_seed, p_holm=p, members=tuple(members))
+
+
+def _finding(pool: Pool, figure: float, draws_B: np.ndarray, unit: str, control: str, by_seed_K: np.ndarray) -> Finding:
     lo, hi = statistics.interval(draws_B)
-    asked = scores.answers.right_QKS.shape
-    return Finding(figure, float(lo), float(hi), unit, control, scale, asked[0] * asked[1], asked[1])
+    asked, p = pool.scores.answers.right_QKS.shape, pool.corrected(float(statistics.p_values(draws_B)))
+    counts = {"n_samples": asked[0] * asked[1], "seeds": asked[1]}
+    return Finding(
+        figure, float(lo), float(hi), unit, control, pool.scale, **counts, by_seed=tuple(by_seed_K.tolist()), p_holm=p
+    )

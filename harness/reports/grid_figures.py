@@ -4,7 +4,6 @@ Styles are the main table's where a cell or line is one of its architectures, so
 every figure. In a figure of dots, names stand beside them; lines are told apart by marker and dash as well as colour.
 """
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import matplotlib
@@ -14,9 +13,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator
 
-from harness.figures import FURTHER, SETTINGS, STYLES, Style, frames_axis, save
+from harness.figures import SETTINGS, frames_axis, save
 from harness.reports.grid_result import GridResult
 from harness.reports.grid_table import SEED_COLUMN
+from harness.reports.styles import style_of, styles_of
 from harness.statistics import AVERAGE
 
 COLUMN = 4.6  # inches, the width of a figure
@@ -24,22 +24,6 @@ ROW = 0.25  # inches that a cell takes
 GREY = "#666666"
 OFF_AXIS = 1.5  # of the data's span: chance further away than that is named at the edge, not drawn
 DODGE = 0.05  # of the axis' length between neighbouring lines of one place
-SPECIAL = {
-    "self_attention_selected": FURTHER[0],
-    "flamingo": Style("#CC79A7", "p", (0, (5, 1))),
-    "hyper_attention": FURTHER[2],
-    "two_stream": Style("#7F7F7F", "*", (0, (5, 5))),
-    "slow_and_faster": Style("#882255", "h", (0, (4, 2, 1, 2))),
-}
-"""Architectures that the main table's figure has no style of its own for."""
-SPARE = [
-    FURTHER[0],
-    SPECIAL["flamingo"],
-    FURTHER[2],
-    SPECIAL["slow_and_faster"],
-    *(STYLES[name] for name in ("compressor_only", "slow_fast_official", "self_attention", "slow_fast")),
-]
-"""For lines that are named after no architecture."""
 
 
 def write(result: GridResult, table: pd.DataFrame, stem: Path) -> list[Path]:
@@ -58,7 +42,7 @@ def dots(result: GridResult, table: pd.DataFrame) -> Figure:
     axes = figure.add_subplot()
     _reference_band(axes, result, measured)
     for place, row in enumerate(measured.to_dict("records")):
-        style, low, high = _style(row["architecture"]), row[f"{AVERAGE}_lo"], row[f"{AVERAGE}_hi"]
+        style, low, high = style_of(row["architecture"]), row[f"{AVERAGE}_lo"], row[f"{AVERAGE}_hi"]
         axes.errorbar(
             row[AVERAGE],
             place,
@@ -87,7 +71,7 @@ def lines(result: GridResult, table: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(COLUMN, 3.8), layout="constrained")
     axes = figure.add_subplot()
     groups = list(measured.fillna({"line": ""}).groupby("line", sort=False))
-    styles = _line_styles([name for name, _ in groups])
+    styles = styles_of([name for name, _ in groups])
     logarithmic = _powers_of_two(measured["x"])
     for number, (name, group) in enumerate(groups):
         group = group.sort_values("x")
@@ -177,25 +161,6 @@ def _notes(result: GridResult) -> str:
 
 def _seed_columns(table: pd.DataFrame) -> list[str]:
     return [name for name in table if name.startswith(SEED_COLUMN)]
-
-
-def _style(architecture: str) -> Style:
-    return {**STYLES, **SPECIAL}.get(architecture, FURTHER[0])
-
-
-def _line_styles(names: Iterable[str]) -> dict[str, Style]:
-    """A line's style is that of the architecture in its name's first part, for the last such line; else a spare."""
-    known, chosen = {**STYLES, **SPECIAL}, {}
-    for name in reversed(list(names)):
-        style = known.get(name.partition("@")[0])
-        if style is None or _taken(style, chosen.values()):
-            style = next(spare for spare in SPARE if not _taken(spare, chosen.values()))
-        chosen[name] = style
-    return chosen
-
-
-def _taken(style: Style, chosen: Iterable[Style]) -> bool:
-    return any(style.colour == each.colour for each in chosen)
 
 
 def _powers_of_two(x: pd.Series) -> bool:

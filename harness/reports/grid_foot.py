@@ -1,7 +1,10 @@
 """What stands under a grid's table: what was measured, how intervals are made, what is missing, how long it took."""
 
+from collections.abc import Mapping, Sequence
+
 from harness import foot
 from harness.reports.grid_result import GridResult
+from harness.row_store import Failure
 from harness.statistics import DRAWS, LEVEL, QUESTION
 
 INTERVALS = (
@@ -72,12 +75,17 @@ def compared(result: GridResult) -> list[str]:
 
 def missing(result: GridResult) -> list[str]:
     """The cells that failed, with their sentence, and those that are not there for another reason."""
-    failed = {(failure.cell, failure.base_seed) for failure in result.failures}
+    return missing_rows(result.failures, result.incomplete)
+
+
+def missing_rows(failures: Sequence[Failure], incomplete: Mapping[str, Sequence[int]]) -> list[str]:
+    """The same of failures and of the base seeds that cells lack."""
+    failed = {(failure.cell, failure.base_seed) for failure in failures}
     told = [
         f"Failed: {failure.cell}, base seed {failure.base_seed}, at {failure.stage}: {failure.error}"
-        for failure in result.failures
+        for failure in failures
     ]
-    for cell, seeds in result.incomplete.items():
+    for cell, seeds in incomplete.items():
         lacking = [seed for seed in seeds if (cell, seed) not in failed]
         if lacking:
             told.append(f"Not there yet: {cell}, base seed{'s' * (len(lacking) > 1)} {', '.join(map(str, lacking))}.")

@@ -124,13 +124,7 @@ def analyse(store: RowStore) -> GridResult | None:
     rows = rows[rows["cell"].isin(grid.cells)]
     if rows.empty:
         return None
-    there = rows.groupby("cell")["base_seed"].agg(set).to_dict()
-    seeds = _seeds(list(there.values()))
-    incomplete = {
-        cell: [seed for seed in seeds if seed not in there.get(cell, ())]
-        for cell in grid.cells
-        if not there.get(cell, set()) >= set(seeds)
-    }
+    seeds, incomplete = lacking(grid, rows)
     place = {cell: number for number, cell in enumerate(grid.cells)}
     rows = rows[~rows["cell"].isin(incomplete) & rows["base_seed"].isin(seeds)]
     rows = rows.sort_values(["cell", "base_seed"], key=_by(place), kind="stable", ignore_index=True)
@@ -138,6 +132,18 @@ def analyse(store: RowStore) -> GridResult | None:
     samples = samples[~samples["cell"].isin(incomplete) & samples["base_seed"].isin(seeds)]
     suites = [_suite(grid, name, group, samples) for name, group in rows.groupby("suite_fingerprint", sort=False)]
     return GridResult(grid, store.scale, store.seed, rows, samples, seeds, suites, store.failures(), incomplete)
+
+
+def lacking(grid: "Grid", rows: pd.DataFrame) -> tuple[list[int], dict[str, list[int]]]:
+    """The base seeds that every cell must have, and which of them cells lack; `rows` must hold a cell of the grid."""
+    there = rows[rows["cell"].isin(grid.cells)].groupby("cell")["base_seed"].agg(set).to_dict()
+    seeds = _seeds(list(there.values()))
+    incomplete = {
+        cell: [seed for seed in seeds if seed not in there.get(cell, ())]
+        for cell in grid.cells
+        if not there.get(cell, set()) >= set(seeds)
+    }
+    return seeds, incomplete
 
 
 def _seeds(there: list[set[int]]) -> list[int]:

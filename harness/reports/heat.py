@@ -84,10 +84,10 @@ def category_map(part: Part) -> Figure:
 
 
 def family_map(parts: list[Part]) -> Figure:
-    """One line per cell of every grid, one column per kind of event; grids one below the other."""
+    """One line per cell of every grid, one column per kind of event with its number of answers; a panel per grid."""
     found = {part.stem: families(part.rows) for part in parts}
     heights = [len(part.cells) for part in parts]
-    figure = Figure(figsize=(7.2, 0.165 * sum(heights) + 0.34 * len(parts) + 1.0), layout="constrained")
+    figure = Figure(figsize=(7.2, 0.165 * sum(heights) + 0.5 * len(parts) + 1.0), layout="constrained")
     panels = figure.subplots(len(parts), 1, height_ratios=heights, squeeze=False)[:, 0]
     for axes, part in zip(panels, parts, strict=True):
         own = found[part.stem]
@@ -97,8 +97,7 @@ def family_map(parts: list[Part]) -> Figure:
         axes.set_yticks(range(len(share)), share.index, fontsize=6.5)
         axes.set_xticks([])
         axes.set_title(part.name, loc="left", fontsize=8)
-        if axes is panels[0]:
-            _cells_on_top(axes, [f"{name} ({asked[name]})" for name in share.columns], rotation=0)
+        _cells_on_top(axes, [f"{name} ({asked[name]})" for name in share.columns], rotation=0)
     figure.colorbar(drawn, ax=panels[-1], orientation="horizontal", location="bottom", shrink=0.6, label="right, %")
     return figure
 

@@ -4,7 +4,6 @@ The page holds its styles, its script and its figures, and loads nothing: it ope
 same results give the same bytes.
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,8 +12,12 @@ import jinja2
 import pandas as pd
 
 from harness.paths import write_text
+from harness.reports.grid_foot import missing_rows
+from harness.reports.grid_result import lacking
 from harness.reports.grids import ABLATIONS
+from harness.reports.page_claims import claims_table
 from harness.reports.page_figures import BOOK, TITLES, kind_of, title_of
+from harness.reports.page_others import others
 from harness.reports.page_points import Part, grid_parts, main_parts
 from harness.reports.page_rows import each_once, link, rows_of
 from harness.reports.page_svg import Figures
@@ -22,13 +25,13 @@ from harness.reports.page_tables import (
     Table,
     answers,
     category_table,
-    plain_table,
     published_table,
 )
 from harness.reports.published import beside, read_published
+from harness.row_store import grids_in
+from harness.rows import seed_suffix
 
 PAGE = "report.html"
-CLAIMS = "claims.csv"
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -48,15 +51,19 @@ def render(results: Path, page: Path) -> str:
     """The page's text."""
     mains, grids = main_parts(results), grid_parts(results)
     parts = [*mains, *grids]
-    figures = Figures()
+    figures, places = Figures(), {}
+    for part in grids:
+        places.setdefault(part.name, f"#{part.stem}")
+    sections = others(results, lambda path, title: _figure(figures, path, title, results))
     content = {
         "made": provenance(parts),
         "mains": [_main(part, figures, results) for part in mains],
         "grids": [_grid(part, figures, results) for part in grids],
         "book": _book(figures, results),
-        "claims": _claims(results, grids),
+        "others": sections,
+        "claims": claims_table(results, places, {section["id"] for section in sections}),
         "published": _published(results, mains),
-        "failures": failures(parts),
+        "failures": failures(results, parts),
         "rows": [rows_of(part, page) for part in parts],
     }
     environment = jinja2.Environment(
@@ -92,13 +99,12 @@ def provenance(parts: Sequence[Part]) -> dict[str, Any]:
     }
 
 
-def failures(parts: Sequence[Part]) -> dict[str, list]:
-    """Cells that failed, with their tracebacks, and rows in which answers failed."""
+def failures(results: Path, parts: Sequence[Part]) -> dict[str, list]:
+    """Cells that failed, of grids without any row too, with their tracebacks, and rows in which answers failed."""
     cells = [
-        {"part": part.name, **failure.model_dump()}
-        for part in parts
-        if part.store is not None
-        for failure in part.store.failures()
+        {"part": f"{store.name}_{store.scale}{seed_suffix(store.seed)}", **failure.model_dump()}
+        for store in grids_in(results)
+        for failure in store.failures()
     ]
     answered = [
         {"part": part.stem, "cell": row["cell"], "base_seed": row["base_seed"], "kinds": row["failure_kinds"]}
@@ -135,6 +141,7 @@ def _grid(part: Part, figures: Figures, results: Path) -> dict[str, Any]:
         "seed": part.seed,
         "grid": grid,
         "table": answers(part),
+        "missing": missing_rows(part.store.failures(), lacking(grid, part.rows)[1]),
         "categories": category_table(part),
         "figure": _figure(figures, path, title, results),
     }
@@ -152,42 +159,11 @@ def _figure(figures: Figures, path: Path, title: str, results: Path) -> dict[str
         return None
     files = [path.with_suffix(ending) for ending in (".svg", ".png")]
     return {
-        "id": f"figure-{path.stem}",
+        "id": "-".join(path.relative_to(results).with_suffix("").parts),
         "title": title,
         "svg": figures.inline(path, title),
         "files": [(file.suffix[1:], link(file, results / PAGE)) for file in files if file.is_file()],
     }
-
-
-def _claims(results: Path, grids: Sequence[Part]) -> Table | None:
-    path = results / CLAIMS
-    if not path.is_file():
-        return None
-    claims = pd.read_csv(path)
-    if {"figure", "lo", "hi", "unit"} <= set(claims):
-        told = [_with_ends(*each) for each in claims[["figure", "lo", "hi", "unit"]].itertuples(index=False)]
-        claims = claims.assign(figure=told).drop(columns=["lo", "hi", "unit"])
-    first = [name for name in ("claim", "verdict", "figure") if name in claims]
-    claims = claims[[*first, *(name for name in claims if name not in first)]]
-    places = {part.name: f"#{part.stem}" for part in grids}
-    commands = claims["command"].dropna() if "command" in claims else []
-    links = {command: place for command in commands if (place := _place_of(command, places))}
-    kinds = {"reproduced": "up", "refuted": "down"}
-    return plain_table("Each claim with its verdict, at the scale named.", claims, links, kinds)
-
-
-def _place_of(command: str, places: dict[str, str]) -> str:
-    """Where on the page the rows of a command are; "" if nowhere."""
-    named = re.search(r"\bgrid=(\w+)", command, re.IGNORECASE)
-    return places.get(named[1], "") if named else ("#main" if re.search(r"\btable\b", command) else "")
-
-
-def _with_ends(figure: float, lo: float, hi: float, unit: str | float) -> str | None:
-    """A figure of the claims with its interval and unit; None where there is none."""
-    if pd.isna(figure):
-        return None
-    ends = "" if pd.isna(lo) or pd.isna(hi) or lo == hi else f" [{lo:.4g}, {hi:.4g}]"
-    return f"{figure:.4g}{ends}{'' if pd.isna(unit) else f' {unit}'}"
 
 
 def _published(results: Path, mains: Sequence[Part]) -> Table | None:

@@ -27,10 +27,10 @@ TITLES = {
 def write_book(results: Path) -> list[Path]:
     """Draw every figure that the stored rows and records allow; returns the files.
 
-    Raises UserError where a table that belongs to rows is missing, or a record of attention is damaged.
+    Rows without a table are left out. Raises UserError where a record of attention is damaged.
     """
     results = Path(results)
-    mains, grids = main_parts(results), grid_parts(results)
+    mains, grids = main_parts(results, strict=False), grid_parts(results, strict=False)
     with matplotlib.rc_context(SETTINGS):
         return [path for name, draw in _figures(results, mains, grids) for path in save(draw(), results / BOOK / name)]
 

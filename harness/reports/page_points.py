@@ -12,12 +12,17 @@ from pathlib import Path
 import pandas as pd
 
 from harness.errors import UserError
+from harness.reports.grid_table import BOTH
+from harness.reports.grid_table import SAMPLES as BY_SAMPLES
 from harness.reports.grids import ABLATIONS
 from harness.row_store import RowStore, grids_in
 from harness.rows import read_rows, seed_suffix
 from harness.statistics import AVERAGE
 
 MAIN = "main"  # the source that is no grid
+APART = ("scale.", "encoder.", "encoder=", "compressor=perceiver_resampler")
+"""What sets cells apart from the others' scores or costs: another base, another encoder (whose 7B figures are not
+its own), a compressor whose 7B budget of fast tokens is not its mini one (see ablations/compressors.yaml)."""
 POINTS = {
     "source": "`main`, or the grid's name",
     "cell": "ARCHITECTURE@FRAMES, or the grid's name of the cell",
@@ -29,6 +34,7 @@ POINTS = {
     "model_tflop_7b": "whole model at 7B, TFLOP = 2 x MAC",
     "prefill_over_pct": "LLM prefill over self_attention at 16 frames, percent",
     "model_over_pct": "whole model over the same, percent",
+    "overrides": "what the cell differs by, as typed",
     "hashes": "content hashes of its rows: equal hashes are equal points",
 }
 
@@ -61,14 +67,15 @@ class Part:
         return list(self.measured["cell"])
 
 
-def main_parts(results: Path) -> list[Part]:
-    """The main table of every scale and seed that has rows and a table."""
-    return [part for path in sorted((results / "rows").glob(f"{MAIN}_*_seed*.jsonl")) if (part := _main(path, results))]
+def main_parts(results: Path, strict: bool = True) -> list[Part]:
+    """The main table of every scale and seed that has rows. Without its table: UserError if `strict`, else left out."""
+    paths = sorted((results / "rows").glob(f"{MAIN}_*_seed*.jsonl"))
+    return [part for path in paths if (part := _main(path, results, strict))]
 
 
-def grid_parts(results: Path) -> list[Part]:
-    """Every grid that has rows, in the book's order. UserError where a grid's table is not made yet."""
-    return [part for store in grids_in(results) if (part := _grid(store, results)) is not None]
+def grid_parts(results: Path, strict: bool = True) -> list[Part]:
+    """Every grid that has rows, in the book's order. Without its table: UserError if `strict`, else left out."""
+    return [part for store in grids_in(results) if (part := _grid(store, results, strict)) is not None]
 
 
 def points(parts: Iterable[Part]) -> pd.DataFrame:
@@ -78,38 +85,69 @@ def points(parts: Iterable[Part]) -> pd.DataFrame:
 
 
 def plain_points(book: pd.DataFrame) -> pd.DataFrame:
-    """The points that can stand beside each other: no control, the plain world, each set of rows once."""
-    plain = book[book["control"].eq("none") & book["world"].eq("plain")]
+    """The points that can stand beside each other: no control, the plain world, nothing of APART, each row set once."""
+    plain = book[_plain(book) & ~_apart(book)]
     return plain.drop_duplicates("hashes", ignore_index=True)
 
 
-def _main(path: Path, results: Path) -> Part | None:
+def left_out(book: pd.DataFrame) -> list[str]:
+    """The cells that would be among `plain_points` if it were not for APART."""
+    return list(dict.fromkeys(book[_plain(book) & _apart(book)]["cell"]))
+
+
+def _plain(book: pd.DataFrame) -> pd.Series:
+    return book["control"].eq("none") & book["world"].eq("plain")
+
+
+def _apart(book: pd.DataFrame) -> pd.Series:
+    return book["overrides"].map(lambda typed: any(text.startswith(APART) for text in typed.split())).astype(bool)
+
+
+def _main(path: Path, results: Path, strict: bool) -> Part | None:
     rows = read_rows(path)
     if rows.empty:
         return None
     scale, seed = rows["scale"].iloc[0], int(rows["seed"].iloc[0])
     table = results / "tables" / f"{MAIN}_{scale}{seed_suffix(seed)}.csv"
+    if not table.is_file() and not strict:
+        return None
     if not table.is_file():
         raise UserError(f"{path} has no table {table}; `python -m harness plot` makes it.")
     rows = rows.assign(cell=_named(rows))
     made = pd.read_csv(table)
-    return Part(MAIN, scale, seed, rows, made.assign(cell=_named(made)), path)
+    made = made.assign(cell=_named(made))
+    made[BY_SAMPLES] = made["cell"].map(_by_samples(rows))
+    return Part(MAIN, scale, seed, rows, made, path)
+
+
+def _by_samples(rows: pd.DataFrame) -> dict[str, float]:
+    """By cell, the benchmark with two aggregations as the mean over questions, base seeds averaged."""
+    told = rows["aggregations"].map(lambda both: both.get(BOTH, {}).get("samples", float("nan")))
+    return told.groupby(rows["cell"]).mean().to_dict()
 
 
 def _named(table: pd.DataFrame) -> pd.Series:
     return table["architecture"] + "@" + table["frames"].astype(str)
 
 
-def _grid(store: RowStore, results: Path) -> Part | None:
+def _grid(store: RowStore, results: Path, strict: bool) -> Part | None:
     rows = store.frame()
-    if rows.empty:
+    if rows.empty or not rows["cell"].isin(store.grid().cells).any():
         return None
     name = f"{store.name}_{store.scale}"
     table = results / "tables" / ABLATIONS / f"{name}{seed_suffix(store.seed)}.csv"
+    if not table.is_file() and not strict:
+        return None
     if not table.is_file():
         raise UserError(f"the grid {store.name} has rows but no table {table}; `python -m harness report` makes it.")
     made = pd.read_csv(table, keep_default_na=True)
     return Part(store.name, store.scale, store.seed, rows, made, store.path, store)
+
+
+def _typed(rows: pd.DataFrame, cell: str) -> str:
+    """What a cell differs by; rows older than that field say nothing."""
+    typed = rows["overrides"][cell] if "overrides" in rows else None
+    return " ".join(typed) if isinstance(typed, list) else ""
 
 
 def _points(part: Part) -> pd.DataFrame:
@@ -130,5 +168,6 @@ def _points(part: Part) -> pd.DataFrame:
         line=line.where(line.notna(), of_row["architecture"]),
         prefill_over_pct=table[f"prefill_{ends}"],
         model_over_pct=table[f"model_{ends}"],
+        overrides=[_typed(first, cell) for cell in table["cell"]],
         hashes=table["cell"].map(hashes),
     )

@@ -1,6 +1,6 @@
 """The page's tables: cells of text with what they are sorted by and where they lead."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import pandas as pd
 from harness.benchmarks import BENCHMARKS
 from harness.layout import NONE, TITLES
 from harness.reports import heat
+from harness.reports.answers import LEVEL
 from harness.reports.page_points import MAIN, Part
 from harness.reports.page_rows import anchor
 from harness.statistics import AVERAGE
@@ -16,7 +17,8 @@ from harness.statistics import AVERAGE
 MLVU_SAMPLES = "mlvu_samples"
 MEANINGS = {
     "average": "unweighted mean of the five benchmarks, 0-100, base seeds pooled, with its 95% interval",
-    "difference": "average minus that of the grid's reference on the same questions, percentage points",
+    "difference": "average minus that of the grid's reference on the same questions, percentage points; coloured "
+    f"where p (Holm) is below {LEVEL:.0%}",
     "p (Holm)": "two-sided, from the same draws of videos and base seeds, corrected over the grid",
     "prefill 7B": "LLM prefill at the 7B configuration, TFLOP = 2 x MAC",
     "model 7B": "whole model at the 7B configuration, vision tower included, TFLOP = 2 x MAC",
@@ -84,10 +86,17 @@ def interval(name: str, signed: bool = False) -> Callable[[dict, str], Cell]:
             return Cell(NONE, "", "")
         sign = "+" if signed else ""
         ends = "" if pd.isna(lo) or lo == hi else f" [{lo:{sign}.1f}, {hi:{sign}.1f}]"
-        kind = "" if not signed or lo <= 0 <= hi else ("up" if lo > 0 else "down")
-        return Cell(f"{value:{sign}.1f}{ends}", float(value), to, kind)
+        return Cell(f"{value:{sign}.1f}{ends}", float(value), to, _direction(line, value) if signed else "")
 
     return make
+
+
+def _direction(line: dict, difference: float) -> str:
+    """Of a difference: up or down if its corrected p says that there is one, as in the grid's answer."""
+    p = line.get("p_holm")
+    if p is None or pd.isna(p) or p >= LEVEL:
+        return ""
+    return "up" if difference > 0 else "down"
 
 
 def number(name: str, form: str, unit: str = "") -> Callable[[dict, str], Cell]:
@@ -135,25 +144,11 @@ def _field(share: float | None, part: Part, cell: str) -> Cell:
     return Cell(f"{share:.0f}", round(float(share), 2), f"#{anchor(part, cell)}", f"heat h{round(share / 10)}")
 
 
-def plain_table(
-    caption: str, table: pd.DataFrame, links: Mapping[str, str] | None = None, kinds: Mapping[str, str] | None = None
-) -> Table:
-    """Any table as it is; a text that `links` knows leads where it says, one that `kinds` knows looks as it says."""
-    links, kinds = links or {}, kinds or {}
-
-    def cell(value: Any) -> Cell:
-        text = NONE if value is None or pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
-        key = float(value) if isinstance(value, (int, float)) and pd.notna(value) else text
-        return Cell(text, key, links.get(text, ""), kinds.get(text, ""))
-
-    lines = [[cell(value) for value in line] for line in table.itertuples(index=False)]
-    return Table(caption, [(str(name).replace("_", " "), "") for name in table.columns], lines, [])
-
-
 def published_table(beside: pd.DataFrame, main: Part | None) -> Table:
     """Published numbers and, in columns of their own, measured ones; those that have one beside them come first."""
     heads = [("model", "as published"), ("frames", "as published"), ("benchmark", ""), ("published", "")]
-    heads += [("measured here", "mini scale, with its 95% interval"), ("measured row", ""), ("metric, published", "")]
+    scale = f"{main.scale} scale, with its 95% interval" if main else ""
+    heads += [("measured here", scale), ("measured row", ""), ("metric, published", "")]
     heads += [("metric, measured", ""), ("source", ""), ("evaluation code", "of the published number"), ("note", "")]
     lines = []
     for each in beside.sort_values("measured", key=pd.isna, kind="stable").to_dict("records"):

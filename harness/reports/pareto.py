@@ -4,10 +4,11 @@
     figures/book/accuracy_vs_frames.{svg,png}   average score against frames, a panel per table that varies them
     figures/book/overhead_vs_frames.{svg,png}   FLOPs at 7B over self-attention at 16 frames, both scopes
 
-Points of different suites were asked different questions: they have panels of their own.
+Points of different suites were asked different questions: they have panels of their own. Cells whose base or encoder
+is another, or whose 7B budget is, are left out of the first, and named.
 """
 
-from collections.abc import Iterable
+import textwrap
 
 import numpy as np
 import pandas as pd
@@ -15,8 +16,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-from harness.figures import FURTHER, STYLES, Style, frames_axis
-from harness.reports.page_points import MAIN, plain_points
+from harness.figures import Style, frames_axis
+from harness.reports.page_points import MAIN, left_out, plain_points
+from harness.reports.styles import styles_of
 from harness.statistics import AVERAGE
 
 SCOPES = {"prefill_tflop_7b": "LLM prefill at 7B", "model_tflop_7b": "whole model at 7B, vision tower included"}
@@ -26,14 +28,6 @@ OVERHEAD_TICKS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000)
 OVER_CHEAPEST = (0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 NEAR = 0.002  # of the cheapest cost: within it the axis of costs is about linear
 FAINT = "#666666"
-MORE = [*FURTHER, Style("#999999", "p", (0, (3, 2))), Style("#8C564B", "<", (0, (4, 1, 1, 1)))]
-
-
-def styles_of(names: Iterable[str]) -> dict[str, Style]:
-    """A look for each name: its own where `figures` knows it, else the next one that none of the names has."""
-    names = sorted(set(names))
-    others = [name for name in names if name not in STYLES]
-    return {name: STYLES[name] if name in STYLES else MORE[others.index(name) % len(MORE)] for name in names}
 
 
 def front(cost: pd.Series, score: pd.Series) -> np.ndarray:
@@ -69,6 +63,9 @@ def pareto(book: pd.DataFrame) -> Figure:
     for axes in panels.flat:
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
+    if apart := left_out(book):
+        told = f"Left out, for their base, their encoder or their 7B budget is another: {', '.join(apart)}"
+        figure.suptitle(textwrap.fill(told, 130), fontsize=7, color=FAINT)
     return figure
 
 
