@@ -39,24 +39,19 @@ SHARE = 0.6  # of the undisturbed time, within which a kill falls,
 MOST = 60.0  # but after no more seconds than this
 
 
-def start(folder: Path) -> subprocess.Popen:
-    """A sweep whose everything is below `folder`, in a process group of its own."""
+def command(folder: Path, *settings: str) -> list[str]:
+    """The command of a sweep whose everything is below `folder`, with its grid written there."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "kills.yaml").write_text(GRID)
     where = [f"grids_dir={folder}", f"runs_dir={folder / 'runs'}", f"results_dir={folder / 'results'}"]
-    command = [
-        sys.executable,
-        "-m",
-        "harness",
-        "ablate",
-        "grid=kills",
-        "scale=test",
-        "jobs=2",
-        "base_seeds=[0]",
-        *where,
-    ]
+    return [sys.executable, "-m", "harness", "ablate", "grid=kills", "scale=test", "jobs=2", *where, *settings]
+
+
+def start(folder: Path) -> subprocess.Popen:
+    """A sweep of one base seed, in a process group of its own."""
+    sweep = command(folder, "base_seeds=[0]")
     with (folder / "told.txt").open("ab") as told:
-        return subprocess.Popen(command, stdout=told, stderr=told, start_new_session=True)
+        return subprocess.Popen(sweep, stdout=told, stderr=told, start_new_session=True)
 
 
 def finish(folder: Path) -> float:

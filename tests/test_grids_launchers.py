@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import hydra
@@ -67,24 +66,13 @@ def test_any_text_passes_through_hydras_command_line(text: str) -> None:
 @pytest.mark.timeout(1800)
 def test_a_sweep_by_submitit_on_this_machine(tmp_path: Path) -> None:
     small_suite()
-    (tmp_path / "kills.yaml").write_text(kill_sweep.GRID)
-    where = [f"grids_dir={tmp_path}", f"runs_dir={tmp_path / 'runs'}", f"results_dir={tmp_path / 'results'}"]
-    command = [
-        sys.executable,
-        "-m",
-        "harness",
-        "ablate",
-        "grid=kills",
-        "scale=test",
-        "launcher=submitit_local",
-        "jobs=2",
-    ]
-    ran = subprocess.run([*command, *where], cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    command = kill_sweep.command(tmp_path, "launcher=submitit_local")
+    ran = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr
     rows = RowStore(tmp_path / "results", "kills", "test", 0).rows()
     assert [(row.cell, row.base_seed) for row in rows] == [("open", 0), ("open", 1), ("sigmoid", 0), ("sigmoid", 1)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kills.yaml", "results", "runs"]  # no stray outputs/
-    again = subprocess.run([*command, *where], cwd=tmp_path, env=_environment(), capture_output=True, text=True)
+    again = subprocess.run(command, cwd=tmp_path, env=_environment(), capture_output=True, text=True)
     assert "all done (4 rows)" in again.stderr
 
 

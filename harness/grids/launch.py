@@ -18,7 +18,7 @@ from harness.grids.grid import Grid
 from harness.grids.guard import VARIABLE, end_children
 from harness.grids.job import Asked, failure_of, work_on
 from harness.grids.notes import Note, read_notes
-from harness.grids.plans import code_on_disk, code_state
+from harness.grids.plans import code_at_start, code_on_disk
 from harness.grids.status import TO_DO, Status
 from harness.grids.view import View
 from harness.jobs import THREAD_VARIABLES, THREADS
@@ -73,7 +73,7 @@ def _left(status: Status, runs: Path) -> tuple[int, int]:
 
 def _is_launched_again(command: "Command") -> bool:
     """Not on a cluster, which has its own rules for what dies; nor with code of which a launch would do nothing."""
-    return command.settings.launcher is Launcher.joblib and code_on_disk() == code_state()
+    return command.settings.launcher is Launcher.joblib and code_on_disk() == code_at_start()
 
 
 def _record(command: "Command", grid: Grid, status: Status, died: Sequence[Note]) -> int:
@@ -116,7 +116,7 @@ def _in_this_process(command: "Command", grid: Grid, status: Status, sweep: Path
         results=command.results,
         sweep=sweep,
         begun=begun,
-        code=code_state(),
+        code=code_at_start(),
     )
     for row in status.rows(TO_DO):
         work_on(asked, row.cell, row.base_seed)
@@ -143,7 +143,7 @@ def _arguments(command: "Command", grid: Grid, status: Status, sweep: Path, begu
         f"results_dir={quoted(str(command.results))}",
         f"folder={quoted(str(sweep))}",
         f"begun={begun!r}",
-        f"code={quoted(code_state())}",
+        f"code={quoted(code_at_start())}",
         *launcher_arguments(command.settings, jobs),
     ]
 

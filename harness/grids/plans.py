@@ -128,18 +128,18 @@ class Planner:
         return self.states[suite]
 
     def _remembered(self, depends_on: Mapping[str, Any], find_out: Callable[[], Any]) -> Any:
-        key = hashlib.sha256(json.dumps([code_state(), depends_on], sort_keys=True).encode()).hexdigest()[:24]
+        key = hashlib.sha256(json.dumps([code_at_start(), depends_on], sort_keys=True).encode()).hexdigest()[:24]
         path = self.runs / "sweeps" / "plans" / f"{key}.json"
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))
         found = json.loads(json.dumps(find_out()))  # as it will be read
-        if code_on_disk() == code_state():  # else it may be true of other code
+        if code_on_disk() == code_at_start():  # else it may be true of other code
             write_text(path, json.dumps(found))
         return found
 
 
 @functools.cache
-def code_state() -> str:
+def code_at_start() -> str:
     """`code_on_disk` as it was when this process first asked."""
     return code_on_disk()
 

@@ -14,7 +14,7 @@ from harness.grids.grid import ALL, GRIDS, Grid, all_grids, load_grid
 from harness.grids.job import replaced_in
 from harness.grids.launch import run_sweep
 from harness.grids.listing import print_plan
-from harness.grids.plans import Planned, Planner, code_on_disk, code_state
+from harness.grids.plans import Planned, Planner, code_at_start, code_on_disk
 from harness.grids.status import DONE, FAILED, TO_DO, Status, name_of, status_of
 from harness.jobs import default_jobs
 from harness.row_store import RowStore
@@ -154,7 +154,7 @@ def _status(command: Command, grid: Grid, planned: Sequence[Planned]) -> Status:
 
 def _run(command: Command, planner: Planner, grid: Grid, failed: list[str]) -> None:
     """Run a grid; `failed` gains the names of its rows that failed, now or before."""
-    if code_on_disk() != code_state():
+    if code_on_disk() != code_at_start():
         raise CellsFailed(f"{grid.name}: not run, since the code has changed after this command began; run it again")
     _make_suites(command, planner, grid)
     planned = planner.rows(grid, command.base_seeds)
@@ -181,7 +181,7 @@ def _run(command: Command, planner: Planner, grid: Grid, failed: list[str]) -> N
 
 
 def _why_left(command: Command, grid: Grid, left: Sequence[Planned]) -> str:
-    if code_on_disk() != code_state():
+    if code_on_disk() != code_at_start():
         why = "the code has changed while the sweep ran"
         return (
             f"{grid.name}: {why}, {len(left)} rows are left: {_names(left)}; run it again, with the code as it is now"
