@@ -1,9 +1,14 @@
 # `make help` explains every target. Each target sets up the virtual environment first, once.
 
 SEED ?= 0
+# mini: trained here from scratch, on a laptop. paper: real benchmarks, released checkpoints, GPUs.
+SCALE ?= mini
+# The folder of the real benchmarks, for SCALE=paper.
+DATA ?=
 # Anything else for the command line, as KEY=VALUE: make reproduce-table ARGS="jobs=1"
 ARGS ?=
-# Of make ablate: a grid's name (ablations/NAME.yaml) or all; REUSE=committed, RETRY=true, DRY_RUN=true if wanted.
+# DRY_RUN=1: print the plan of reproduce-table or ablate, and run nothing.
+# Of make ablate: a grid's name (ablations/NAME.yaml) or all; REUSE=committed, RETRY=true if wanted.
 GRID ?=
 REUSE ?=
 RETRY ?=
@@ -23,12 +28,12 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3 python; do \
 PYTEST := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest
 
 .DEFAULT_GOAL := help
-.PHONY: help setup reproduce-table controls plug-and-play ablate report notebooks smoke profile profile-gpu scaling \
+.PHONY: help setup reproduce-table doctor fetch finetune controls plug-and-play ablate report notebooks smoke profile profile-gpu scaling \
 	bench suite contact-sheet plot readme test test-slow lint format constraints clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
-	@echo "Settings: SEED=$(SEED)  BENCHMARK=$(BENCHMARK)  SAMPLE=$(SAMPLE)  ARGS=\"KEY=VALUE ...\""
+	@echo "Settings: SCALE=$(SCALE)  SEED=$(SEED)  BENCHMARK=$(BENCHMARK)  SAMPLE=$(SAMPLE)  ARGS=\"KEY=VALUE ...\""
 
 setup: $(READY) ## Make the virtual environment .venv with the tested versions (once)
 
@@ -45,8 +50,20 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@touch $@
 
-reproduce-table: $(READY) ## Train, evaluate and print the main table at mini scale (SEED=0)
-	$(RUN) -m harness table seed=$(SEED) $(ARGS)
+# What is said of the scale, its data and its plan.
+AT_SCALE = scale=$(SCALE) $(if $(DATA),data=$(DATA)) $(if $(DRY_RUN),dry_run=true)
+
+reproduce-table: $(READY) ## The main table: SCALE=mini trains and evaluates, SCALE=paper DATA=DIR evaluates at 7B
+	$(RUN) -m harness table $(AT_SCALE) seed=$(SEED) $(ARGS)
+
+doctor: $(READY) ## What is there and what is missing, each with the command that mends it (SCALE=paper DATA=DIR)
+	$(RUN) -m harness doctor scale=$(SCALE) $(if $(DATA),data=$(DATA)) $(ARGS)
+
+fetch: $(READY) ## Download the real benchmarks and checkpoints into DATA=DIR, and unpack them (ONLINE=true)
+	$(RUN) -m harness fetch scale=paper $(if $(DATA),data=$(DATA)) $(if $(ONLINE),online=$(ONLINE)) $(ARGS)
+
+finetune: $(READY) ## Train on annotation files, by the paper's stages (ARGS="recipe=stage1 annotations=[FILE] ...")
+	$(RUN) -m harness finetune $(ARGS)
 
 controls: $(READY) ## The controls: gate closed, slow tokens of another video (SEED=0)
 	$(RUN) -m harness controls seed=$(SEED) $(ARGS)
@@ -56,7 +73,7 @@ plug-and-play: $(READY) ## Does converting a trained baseline to slow-fast help?
 
 ablate: $(READY) ## Run a grid of ablations: GRID=gates, GRID=all; plan only: DRY_RUN=true
 	$(RUN) -m harness ablate $(if $(GRID),grid=$(GRID)) seed=$(SEED) $(if $(REUSE),reuse=$(REUSE)) \
-		$(if $(RETRY),retry=$(RETRY)) $(if $(DRY_RUN),dry_run=$(DRY_RUN)) $(ARGS)
+		$(if $(RETRY),retry=$(RETRY)) $(if $(DRY_RUN),dry_run=true) $(ARGS)
 
 report: $(READY) ## Tables, figures, claims and one HTML page from results/ alone
 	$(RUN) -m harness report seed=$(SEED) $(ARGS)

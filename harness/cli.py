@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 from harness.errors import UserError
+from harness.finetune.settings import FINETUNE
 from harness.settings import ABLATE, MAIN, PROFILE, Root
 from harness.stages import find_function
 
+WITH_PLAN = ("ablate", "table")  # verbs that can say what they would do
 INTERRUPTED = 130  # as the shell has it for Ctrl-C
 
 
@@ -32,10 +34,16 @@ VERBS = {
         ("scale=smoke", "base_seeds=[0]", "rows=[self_attention@16,slow_fast@32]", "results_dir=results/runs/smoke"),
     ),
     "train": Verb("harness.commands:train", "train one architecture and print its checkpoint's folder"),
+    "finetune": Verb(
+        "harness.finetune.verb:finetune", "train on annotation files: the paper's stages, DeepSpeed", root=FINETUNE
+    ),
     "evaluate": Verb("harness.commands:evaluate", "score a checkpoint on a suite with lmms-eval's own tasks"),
     "cost": Verb("harness.commands:cost", "tokens and FLOPs of one architecture, at this scale and at 7B"),
     "suite": Verb("harness.commands:suite", "generate the five mini benchmarks and print their folder"),
     "contact-sheet": Verb("harness.commands:contact_sheet", "a picture of one sample with its answer"),
+    "doctor": Verb("harness.real.verb:doctor", "what is there, what is missing, and the command that mends it"),
+    "fetch": Verb("harness.real.verb:fetch", "download real benchmarks and checkpoints (online=true), and unpack them"),
+    "real-suite": Verb("harness.real.verb:real_suite", "make a suite of the real benchmarks in data, print its folder"),
     "ablate": Verb("harness.grids.verb:ablate", "run a grid of ablations/: every cell, each base seed", root=ABLATE),
     "report": Verb("harness.reports.verb:report", "tables, figures, claims and one page, from results/ alone"),
     "attention": Verb(
@@ -87,6 +95,8 @@ def _run(verb: str, overrides: list[str], only_print: bool) -> int:
         raise UserError(f"there is no verb '{verb}'; there are {closest_first(verb, VERBS)}")
     overrides = [*VERBS[verb].preset, *overrides]
     settings = compose(overrides, root=VERBS[verb].root)
+    if settings.get("dry_run") and verb not in WITH_PLAN:
+        raise UserError(f"dry_run: the verb {verb} has no plan to print; {' and '.join(WITH_PLAN)} have")
     if only_print:
         from omegaconf import OmegaConf
 
@@ -105,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("verb", nargs="?", metavar="VERB", help="what to do, see below")
     parser.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="settings, see below")
-    parser.add_argument("--dry-run", action="store_true", help="of ablate: print the plan and run nothing")
+    parser.add_argument("--dry-run", action="store_true", help="of ablate, and of table at scale=paper: print the plan")
     parser.add_argument("--config", action="store_true", help="print the composed settings and do nothing")
     return parser
 
@@ -114,7 +124,7 @@ def _epilog() -> str:
     from harness.compose import group_choices
 
     verbs = [f"  {name:14} {verb.help}" for name, verb in VERBS.items()]
-    groups = [f"  {name:14} {', '.join(names)}" for name, names in group_choices().items()]
+    groups = [f"  {name:14} {', '.join(names)}" for name, names in group_choices(root=FINETUNE).items()]
     profilers = ", ".join(name for name, verb in VERBS.items() if verb.root is PROFILE)
     lines = ["verbs:", *verbs]
     known = {item.name for item in fields(MAIN.schema)}
@@ -122,6 +132,7 @@ def _epilog() -> str:
         ("settings:", MAIN),
         ("further ones of ablate:", ABLATE),
         (f"settings of {profilers}:", PROFILE),
+        ("settings of finetune, with the groups experiment, recipe and zero:", FINETUNE),
     ):
         plain = [item for item in fields(root.schema) if "group" not in item.metadata]
         plain = [item for item in plain if root is not ABLATE or item.name not in known]

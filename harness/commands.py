@@ -18,6 +18,12 @@ from harness.journal import UNPARSED
 from harness.progress import Display
 
 FAILURES_ALLOWED = 0.01  # of a run's samples
+PAPER = "paper"  # the scale of real benchmarks and released checkpoints
+OF_REAL_DATA = (
+    *("data", "benchmarks", "further", "models", "limit", "prompts", "sampling", "processes", "dtype", "device"),
+    *("check", "source", "online", "submit"),
+)
+"""Settings of evaluation on real data, which a table of models trained from scratch does not read."""
 
 
 def suite(settings: DictConfig, overrides: Sequence[str]) -> None:
@@ -36,39 +42,63 @@ def contact_sheet(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def evaluate(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Score a checkpoint; print its scores, and lmms-eval's own command for the same numbers."""
-    refuse_paper_scale(settings)
     if settings.checkpoint is None:
         raise UserError("evaluate needs checkpoint=FOLDER, the folder of a saved model")
     checkpoint = Path(settings.checkpoint)
     if not (checkpoint / "config.json").is_file():
         raise UserError(f"checkpoint={checkpoint}: no folder of a saved model (it has no config.json)")
     from harness import evaluate as evaluation
+    from harness.processes import evaluate_in_processes
 
-    suite = suite_of(settings)
-    control = settings.control.name
-    name = f"{checkpoint.resolve().name}_{settings.frames}_{control}_{suite.name}"
+    suite, asked = suite_of(settings), asked_of(settings)
+    control, batch = settings.control.name, settings.batch_size
+    differs = [str(value) for value in asked.values() if isinstance(value, str | int)]
+    name = "_".join([checkpoint.resolve().name, str(settings.frames), control, suite.name, *differs])
     out = Path(settings.output or Path(settings.runs_dir) / "evaluations" / name)
     with Display() as display:
-        done = evaluation.evaluate(
+        done = evaluate_in_processes(
+            settings.processes,
             checkpoint,
             suite,
             out,
             settings.frames,
-            control,
-            settings.batch_size,
-            settings.workers,
             display.progress(),
+            control=control,
+            batch_size=batch,
+            workers=settings.workers,
+            device=settings.device,
+            online=settings.online,
+            **asked,
         )
     for benchmark, score in done.scores.items():
-        print(f"{benchmark:16} {score:6.2f}")
+        print(f"{benchmark:24} {score:6.2f}")
     print(f"samples and scores: {out}")
-    command = evaluation.command_line(checkpoint, suite, settings.frames, control, settings.batch_size)
+    options = {name: asked[name] for name in ("prompts", "sampling", "dtype") if name in asked}
+    command = evaluation.command_line(
+        checkpoint, suite, settings.frames, control, batch, asked.get("benchmarks"), **options
+    )
     print(f"by lmms-eval's own command line: {command}")
     complain_of(len(done.failed), len(done.samples), [str(video) for video in done.failed["video"].unique()])
 
 
+def asked_of(settings: DictConfig) -> dict[str, Any]:
+    """The arguments of an evaluation that were chosen; the others are its own."""
+    asked = {
+        "benchmarks": None if settings.benchmarks is None else list(settings.benchmarks),
+        "prompts": settings.prompts,
+        "sampling": settings.sampling,
+        "limit": settings.limit,
+        "dtype": None if settings.dtype is None else settings.dtype.name,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
+
+
 def plot(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Main table and figures again from the stored rows, and the other tables where they were run."""
+    if settings.scale.name == PAPER:
+        from harness.paper import verb
+
+        return verb.again(settings, overrides)
     import pandas as pd
 
     from harness import plug_and_play_points as study
@@ -92,9 +122,18 @@ def plot(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 
 def table(settings: DictConfig, overrides: Sequence[str]) -> None:
-    """Run whatever of the main table is not done yet; write rows, tables and figures, and print the table."""
+    """Run whatever of the main table is not done yet; write rows, tables and figures, and print the table.
+
+    At paper scale: real benchmarks, released and other checkpoints (`harness.paper`).
+    """
+    if settings.scale.name == PAPER:
+        from harness.paper import verb
+
+        return verb.table(settings, overrides)
     from harness import report, rows
 
+    if settings.dry_run:
+        return _print_stages(settings, overrides)
     made = _make_rows(settings, overrides, "main")
     report.write_main_table(rows.as_frame(made.rows), made.samples, Path(settings.results_dir))
     complain_of(*made.failed)
@@ -120,7 +159,7 @@ def controls(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def plug_and_play(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Convert trained baselines to slow-fast; measure by training steps, store the points, and print the table."""
-    refuse_paper_scale(settings)
+    expect_mini(settings, overrides)
     from harness import plug_and_play_points as study
     from harness import plug_and_play_report as study_report
     from harness.jobs import run
@@ -137,7 +176,7 @@ def plug_and_play(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def train(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Train the architecture at its frames, for each base seed; print the checkpoints' folders."""
-    refuse_paper_scale(settings)
+    expect_mini(settings, overrides)
     from harness.jobs import run
     from harness.table import Cell, Plan, model_name
 
@@ -170,7 +209,7 @@ class Made:
 
 def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Made:
     """Run the stages of the "main" table or of its "controls", and store their rows."""
-    refuse_paper_scale(settings)
+    expect_mini(settings, overrides)
     import pandas as pd
 
     from harness import rows
@@ -202,27 +241,54 @@ def _make_rows(settings: DictConfig, overrides: Sequence[str], kind: str) -> Mad
     return Made([row for row, _ in made], pd.concat(tagged, ignore_index=True), named)
 
 
+def _print_stages(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """What the main table consists of, what of it is done, and how long the rest takes at most: run nothing."""
+    expect_mini(settings, overrides)
+    from harness.compose import group_choices
+    from harness.stages import resolve
+    from harness.table import Cell, Plan
+
+    cells = [Cell.parse(text, group_choices()["architecture"]) for text in settings.rows]
+    plan = Plan(settings, overrides, cells).on(suite_of(settings))
+    attempts = resolve([*plan.stages(), plan.latency()], Path(settings.runs_dir).absolute())
+    left = 0.0
+    for name, attempt in attempts.items():
+        done = attempt.final.is_dir()
+        left += 0.0 if done else attempt.stage.weight
+        print(f"{name:44} {'done' if done else f'{attempt.stage.weight:6.0f} s'}")
+    jobs = default_jobs() if settings.jobs is None else max(settings.jobs, 1)
+    print(f"about {left / jobs / 60:.0f} minutes on {jobs} cores, by the seconds that each stage took on a slow one")
+
+
 def suite_of(settings: DictConfig) -> Path:
-    """The folder of the suite that the settings name, or that of their seed, made if it is not there."""
+    """The folder of the suite that the settings name, or of the data's, or that of their seed, made if need be."""
     from harness.mini.suite import SIZES, build_suite, load_suite
     from harness.mini.world import World
 
     if settings.suite is not None:
         load_suite(Path(settings.suite))
         return Path(settings.suite)
+    if settings.data is not None or settings.scale.name == PAPER:
+        from harness.real.suite import real_suite
+        from harness.real.verb import benchmarks_of, data_root
+
+        return real_suite(data_root(settings), benchmarks_of(settings), settings.limit)
     workers = default_jobs() if settings.jobs is None else max(settings.jobs, 1)
     with Display() as display:
         world = World.of(settings.world.evaluation)
         return build_suite(settings.seed, SIZES[settings.scale.suite], None, workers, display.progress(), world)
 
 
-def refuse_paper_scale(settings: DictConfig) -> None:
-    """The verbs that train or evaluate do so at scales that say how."""
+def expect_mini(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """UserError at paper scale, or for a setting that means nothing where models are trained from scratch."""
     if "adapt" not in settings.scale:
         raise UserError(
-            f"scale={settings.scale.name}: training and evaluation at {settings.scale.name} scale are not "
-            "there yet; choose scale=mini or scale=smoke (the verb cost counts both scales)"
+            f"scale={settings.scale.name}: this verb trains models from scratch; choose scale=mini or scale=smoke, or "
+            "the verbs table, finetune and evaluate, which know real data"
         )
+    for text in overrides:
+        if (key := text.partition("=")[0]) in OF_REAL_DATA:
+            raise UserError(f"{text} changes nothing here: {key} is for scale=paper or the verb evaluate; leave it out")
 
 
 def complain_of(failures: int, asked: int, videos: list[str]) -> None:

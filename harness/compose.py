@@ -30,7 +30,7 @@ def compose(overrides: Sequence[str], folder: Path = CONF, root: Root = MAIN) ->
     Raises UserError, one sentence that lists what is allowed, closest first, for anything that is not a
     setting, not a choice of its group, or not of its setting's type or range.
     """
-    groups = group_choices(folder)
+    groups = group_choices(folder, root)
     parsed = {text: _parse(text) for text in overrides}
     chosen = [text for text, override in parsed.items() if override.key_or_group in groups]
     for text in chosen:
@@ -53,13 +53,14 @@ def compose(overrides: Sequence[str], folder: Path = CONF, root: Root = MAIN) ->
     return settings
 
 
-def group_choices(folder: Path = CONF) -> dict[str, list[str]]:
-    """Every group, a folder of YAMLs such as "compressor", and the names of its choices."""
+def group_choices(folder: Path = CONF, root: Root = MAIN) -> dict[str, list[str]]:
+    """Every group of a root, a folder of YAMLs such as "compressor", and the names of its choices."""
+    groups = {item.name for item in fields(root.schema) if "group" in item.metadata}
     choices: dict[str, list[str]] = {}
     for file in sorted(folder.rglob("*.yaml")):
-        inside = file.parent.relative_to(folder).parts
-        if inside and inside[0] != "hydra":  # Hydra's own groups, such as its launchers, are no settings
-            choices.setdefault("/".join(inside), []).append(file.stem)
+        inside = "/".join(file.parent.relative_to(folder).parts)
+        if inside in groups:  # other folders are other roots' groups, Hydra's own, or no groups
+            choices.setdefault(inside, []).append(file.stem)
     return choices
 
 

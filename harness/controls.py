@@ -16,9 +16,11 @@ import numpy as np
 import torch
 
 from architectures.fusions.base import AttentionFusion
+from architectures.prompts import Videos
 from harness.errors import UserError
 from harness.features import Seen
 from harness.lmms_requests import Question
+from harness.sampling import uniform_indices
 
 MID_GREY = 128  # of 0..255
 Scope = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -65,11 +67,14 @@ class Uncontrolled:
         """The prompts of the batch's rows. The first N rows are answers to the N questions, others are dropped."""
         return [question.prompt for question in questions]
 
-    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, torch.Tensor]:
-        """What the model is given of the rows' videos: its inputs `features`, `frame_times`, `slow_features`."""
+    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, Videos]:
+        """What the model is given of the rows' videos: its inputs `features`, `frame_times`, `slow_features`.
+
+        Each as `together` has it: videos may differ in their numbers of frames.
+        """
         return {
-            "features": torch.cat([seen[question.path].features_BTPV for question in questions]),
-            "frame_times": torch.cat([seen[question.path].times_BT for question in questions]),
+            "features": together([seen[question.path].features_BTPV for question in questions]),
+            "frame_times": together([seen[question.path].times_BT for question in questions]),
         }
 
     def asking(self, model: Any) -> AbstractContextManager[None]:
@@ -89,14 +94,19 @@ class GateClosed(Uncontrolled):
 
 @register("other_video")
 class OtherVideo(Uncontrolled):
-    """The slow tokens are those of the next video of the benchmark; fast tokens and times are the question's own."""
+    """The slow tokens are those of the next video of the benchmark; fast tokens and times are the question's own.
+
+    Of a video with another number of frames, as many frames as the question's own has, evenly spread.
+    """
 
     about_slow_tokens = True
     other_video = True
 
-    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, torch.Tensor]:
-        slow = torch.cat([seen[question.other].features_BTPV for question in questions])
-        return {**super().videos(questions, seen), "slow_features": slow}
+    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, Videos]:
+        inputs = super().videos(questions, seen)
+        others = [seen[question.other].features_BTPV for question in questions]
+        lengths = [len(own_TPV) for own_TPV in inputs["features"]]
+        return {**inputs, "slow_features": together([*map(spread_to, others, lengths)])}
 
 
 @register("shuffled")
@@ -104,7 +114,7 @@ class Shuffled(Uncontrolled):
     """The slow tokens' frames change places, while the times stay; fast tokens are as they are.
 
     The order is drawn from the video's name (`shuffled_order`). Without a time position on slow tokens it makes no
-    difference: cross-attention has no order of its own.
+    difference: cross-attention has no order of its own. A video of which a single frame was sampled stays as it is.
     """
 
     about_slow_tokens = True
@@ -113,11 +123,13 @@ class Shuffled(Uncontrolled):
         if model.selector.n_frames(frames) < 2:
             raise UserError(f"control={self.name}: a single frame has no order; sample or select at least 2 frames")
 
-    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, torch.Tensor]:
+    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, Videos]:
         inputs = super().videos(questions, seen)
-        orders = [shuffled_order(question.path.name, inputs["features"].shape[1]) for question in questions]
-        slow = [features_TPV[order] for features_TPV, order in zip(inputs["features"], orders, strict=True)]
-        return {**inputs, "slow_features": torch.stack(slow)}
+        slow = [
+            features_TPV[None, shuffled_order(question.path.name, len(features_TPV))]
+            for question, features_TPV in zip(questions, inputs["features"], strict=True)
+        ]
+        return {**inputs, "slow_features": together(slow)}
 
 
 @register("blank_video")
@@ -128,16 +140,27 @@ class BlankVideo(Uncontrolled):
     """
 
     def prepare(self, model: Any, processor: Any, frames: int) -> None:
-        T, side = model.selector.n_frames(frames), model.encoder.image_size
-        grey_THWC = np.full((T, side, side, 3), MID_GREY, np.uint8)
-        shown = processor.watchable([grey_THWC], [np.linspace(0, 1, T)])
-        with torch.inference_mode():
-            self.features_BTPV = model.encode_video(shown["frames"].to(model.device))
-        self.times_BT = shown["frame_times"]
+        self.model, self.processor = model, processor
+        self.blanks: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.blank(model.selector.n_frames(frames))
 
-    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, torch.Tensor]:
-        N = len(questions)
-        return {"features": self.features_BTPV.expand(N, -1, -1, -1), "frame_times": self.times_BT.expand(N, -1)}
+    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, Videos]:
+        blanks = [self.blank(seen[question.path].features_BTPV.shape[1]) for question in questions]
+        return {
+            "features": together([features_BTPV for features_BTPV, _ in blanks]),
+            "frame_times": together([times_BT for _, times_BT in blanks]),
+        }
+
+    def blank(self, T: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and times of T grey frames, features_BTPV and times_BT with B = 1; encoded once for each T."""
+        if T not in self.blanks:
+            side = self.model.encoder.image_size
+            grey_THWC = np.full((T, side, side, 3), MID_GREY, np.uint8)
+            shown = self.processor.watchable([grey_THWC], [np.linspace(0, 1, T)])
+            with torch.inference_mode():
+                features_BTPV = self.model.encode_video(shown["frames"].to(self.model.device))
+            self.blanks[T] = features_BTPV, shown["frame_times"]
+        return self.blanks[T]
 
 
 @register("other_question")
@@ -164,7 +187,7 @@ class OtherQuestion(Uncontrolled):
     def prompts(self, questions: Sequence[Question]) -> list[str]:
         return [*super().prompts(questions), *(question.companion for question in questions)]
 
-    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, torch.Tensor]:
+    def videos(self, questions: Sequence[Question], seen: Mapping[Path, Seen]) -> dict[str, Videos]:
         return super().videos([*questions, *questions], seen)
 
     @contextmanager
@@ -198,8 +221,26 @@ class NonQuestion(Uncontrolled):
             )
 
 
+def together(videos: Sequence[torch.Tensor]) -> Videos:
+    """Features or times of one video each, with B = 1, as a model takes them: one batch if all are equally long.
+
+    Else a list of one tensor per video, without B.
+    """
+    if len({video_BT.shape for video_BT in videos}) == 1:
+        return torch.cat(list(videos))
+    return [video_BT[0] for video_BT in videos]
+
+
+def spread_to(video_BTPV: torch.Tensor, frames: int) -> torch.Tensor:
+    """So many frames of a video, evenly spread over it, both ends included, some repeated if there are fewer."""
+    T = video_BTPV.shape[1]
+    return video_BTPV if frames == T else video_BTPV[:, torch.from_numpy(uniform_indices(T, frames))]
+
+
 def shuffled_order(name: str, T: int) -> torch.Tensor:
-    """A permutation of T >= 2 frames that is not the identity, `order_T`, drawn from a video's name."""
+    """A permutation of T frames that is not the identity (unless T is 1), `order_T`, drawn from a video's name."""
+    if T == 1:
+        return torch.zeros(1, dtype=torch.int64)
     generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(name.encode()).digest()[:7]))
     order_T = torch.arange(T)
     while torch.equal(order_T, torch.arange(T)):

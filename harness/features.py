@@ -7,9 +7,11 @@ The key is a hash of all that shapes the features besides the video (`encoding_k
 the video was read; it says which state of the video (size and time of change) it is of, and the sha256 of its
 numbers. Features read back are equal to the bit. A file that is broken, or of another state, is as good as none.
 
-On disk a video takes 4 T P V bytes in float32: 0.4 MB for 128 frames of the mini encoder (P = 16, V = 48).
+On disk a video takes 4 T P V bytes in float32: 0.4 MB for 128 frames of the mini encoder (P = 16, V = 48). Where no
+more can be written (a full disk), that is said once, and the rest is not kept.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -25,15 +27,20 @@ from safetensors.torch import save_file
 
 from harness.errors import UserError
 from harness.journal import Watched
+from harness.progress import SILENT
 from harness.provenance import library_versions
+from harness.sampling import DEFAULT as DEFAULT_RULE
+from harness.sampling import find_rule
 from harness.stages import code_hash
-from harness.video import SAMPLING_RULE, Decoded, VideoError
+from harness.video import Decoded, VideoError
 
 SEEING = (
     *(f"architectures.{name}" for name in ("encoders", "selectors", "processing", "video_mllm")),
-    *(f"harness.{name}" for name in ("features", "video", "packets", "decoders")),
+    *(f"harness.{name}" for name in ("features", "video", "sampling", "packets", "decoders")),
 )
 """Modules and packages whose code shapes features."""
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 
 State = tuple[int, int] | None
 
@@ -60,6 +67,10 @@ class Seen:
 class Memo:
     """Features by video, for one encoder and one way of seeing. Any number of processes may share the folder.
 
+    Attributes:
+        say: who is told, in a sentence, that no more can be kept.
+        full: whether that was so.
+
     UserError if the folder cannot be made.
     """
 
@@ -68,8 +79,11 @@ class Memo:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"features={folder}: no folder can be made there ({error.strerror})") from error
+            if error.errno not in NO_ROOM:  # else the first that is to be kept will say so
+                raise UserError(f"features={folder}: no folder can be made there ({error.strerror})") from error
         self.states: dict[Path, State] = {}
+        self.say: Callable[[str], None] = SILENT.say
+        self.full = False
 
     def missing(self, paths: Iterable[Path]) -> list[Path]:
         """Those videos that must be decoded, each once, in order.
@@ -96,7 +110,22 @@ class Memo:
         return Seen(features_BTPV, times_BT, Watched(**watched))
 
     def save(self, path: Path, seen: Seen) -> None:
-        """Keep what was made of a video that `missing` named; a reader sees the whole file or none."""
+        """Keep what was made of a video that `missing` named; a reader sees the whole file or none.
+
+        What cannot be written, on a full disk or in a folder that is gone, is not kept, nor is anything after it.
+        """
+        if self.full:
+            return
+        try:
+            self._write(path, seen)
+        except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
+            self.full = True
+            self.say(
+                f"features of videos are not kept any further, and made again where they are needed: {self.folder} "
+                f"cannot be written ({error}); make room there, or name another folder"
+            )
+
+    def _write(self, path: Path, seen: Seen) -> None:
         tensors = {"features_BTPV": seen.features_BTPV, "times_BT": seen.times_BT}
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         about = {
@@ -154,7 +183,7 @@ def see_ahead(
             yield from decode([path])
 
 
-def encoding_key(model: Any, processor: Any, frames: int, decoder: str) -> str:
+def encoding_key(model: Any, processor: Any, frames: int, decoder: str, sampling: str = DEFAULT_RULE) -> str:
     """A hash of all that shapes features besides the video.
 
     Encoder and selector (configuration and weights), what the processor does to frames, how many are sampled and
@@ -166,7 +195,7 @@ def encoding_key(model: Any, processor: Any, frames: int, decoder: str) -> str:
         "selector": model.config.selector,
         "weights": [weights_hash(model.encoder), weights_hash(model.selector)],
         "processing": processor.video_processor.to_dict(),
-        "sampling": [frames, SAMPLING_RULE],
+        "sampling": [frames, find_rule(sampling).formula],
         "decoder": decoder,
         "arithmetic": [str(model.dtype), device, torch.get_num_threads()],
         "code": code_hash(SEEING),

@@ -2,6 +2,9 @@
 
 The first line says what the answers depend on (checkpoint, frames, prompts, ...), so that a journal is only
 continued by the run that it belongs to. A line that was cut off in the middle is dropped and answered again.
+
+Processes that share a run write a part each, `journal.0-of-2.jsonl` beside `journal.jsonl`. Whoever resumes reads the
+journal and all parts, of however many processes; at the end they become one file.
 """
 
 import json
@@ -11,14 +14,17 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from harness.errors import UserError
+from harness.paths import write_text
 
 UNPARSED = "unparsed"  # an answer without an offered option's letter: the model's mistake, not a failure
 EMPTY_ANSWER = "empty answer"
 WATCHED = "watched"  # the key of a line about a video
 
 SCORING = (
-    *(f"harness.{name}" for name in ("evaluate", "journal", "lmms_plugin", "lmms_requests", "benchmarks")),
+    *(f"harness.{name}" for name in ("asking", "evaluate", "journal", "lmms_plugin", "lmms_requests", "benchmarks")),
     *(f"harness.{name}" for name in ("controls", "features", "video", "packets", "decoders")),
+    *(f"harness.{name}" for name in ("further_benchmarks", "loading", "processes", "prompt_styles", "sampling")),
+    "harness.submission",
     "architectures",
 )
 """Modules and packages whose code shapes answers and scores."""
@@ -84,25 +90,37 @@ class Journal:
     watched: dict[str, Watched] = field(default_factory=dict)
 
     @classmethod
-    def resume(cls, path: str | Path | None, belongs_to: Mapping[str, str | int]) -> "Journal":
+    def resume(
+        cls, path: str | Path | None, belongs_to: Mapping[str, str | int], rank: int = 0, world: int = 1
+    ) -> "Journal":
         """The journal at `path`, started if there is none; `path` None: one that is not kept on disk.
 
+        With the parts beside it. Process `rank` of `world` goes on writing its own part, or `path` if it is alone.
         Raises UserError if the journal belongs to something else, or is no journal.
         """
         if path is None:
             return cls()
-        path = Path(path)
+        path, own = Path(path), part_of(Path(path), rank, world)
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = _whole_lines(path)
-        if not lines:
-            _append(path, [{"journal_of": dict(belongs_to)}])
-            return cls(path)
-        records = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
-        _check_header(path, records[0], belongs_to)
-        read = [_entry_or_video(path, number, record) for number, record in enumerate(records[1:], start=2)]
-        journal = cls(path)
-        journal._take(read)
+        journal = cls(own)
+        for other in [path, *parts_of(path)]:
+            if other != own:
+                journal._take(_read(other, _whole_lines(other), belongs_to))
+        if lines := _whole_lines(own, cut=True):
+            journal._take(_read(own, lines, belongs_to))
+        else:
+            _append(own, [{"journal_of": dict(belongs_to)}])
         return journal
+
+    def finish(self, path: str | Path | None, belongs_to: Mapping[str, str | int]) -> None:
+        """Make one journal at `path` of all that is known here, and remove the parts; for one process, at the end."""
+        if path is None or not (parts := parts_of(Path(path))):
+            return
+        records = [{"journal_of": dict(belongs_to)}, *map(_record, [*self.watched.values(), *self.entries.values()])]
+        write_text(Path(path), _lines(records))
+        for part in parts:
+            part.unlink()
+        self.path = Path(path)
 
     def append(self, entries: Iterable[Entry], watched: Iterable[Watched] = ()) -> None:
         """Add the answers of one batch, and the videos they are about.
@@ -112,12 +130,8 @@ class Journal:
         """
         new: list[Entry | Watched] = [*watched, *entries]
         if self.path is not None:
-            _append(self.path, [{WATCHED: asdict(e)} if isinstance(e, Watched) else asdict(e) for e in new])
+            _append(self.path, map(_record, new))
         self._take(new)
-
-    def has(self, keys: Iterable[Key]) -> bool:
-        """Whether every one of these questions is answered."""
-        return all(key in self.entries for key in keys)
 
     def _take(self, new: Iterable[Entry | Watched]) -> None:
         for item in new:
@@ -127,21 +141,51 @@ class Journal:
                 self.entries[item.key] = item
 
 
-def _append(path: Path, records: list[dict]) -> None:
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
-    with path.open("ab") as file:
-        file.write(text.encode())
+def part_of(path: Path, rank: int, world: int) -> Path:
+    """Where process `rank` of `world` keeps its part of the journal at `path`."""
+    return path if world == 1 else path.with_name(f"{path.stem}.{rank}-of-{world}{path.suffix}")
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    """The complete lines of a file; a torn last one is cut off, so that the next gets its own."""
+def parts_of(path: Path) -> list[Path]:
+    """The parts beside a journal, of however many processes."""
+    return sorted(path.parent.glob(f"{path.stem}.*-of-*{path.suffix}"))
+
+
+def _record(item: Entry | Watched) -> dict:
+    return {WATCHED: asdict(item)} if isinstance(item, Watched) else asdict(item)
+
+
+def _lines(records: Iterable[dict]) -> str:
+    return "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+
+
+def _append(path: Path, records: Iterable[dict]) -> None:
+    try:
+        with path.open("ab") as file:
+            file.write(_lines(records).encode())
+    except OSError as error:  # a full disk: what is half written is cut off by the next run
+        raise UserError(
+            f"{path}: answers cannot be kept ({error.strerror}); make room there, and the same command goes on"
+        ) from error
+
+
+def _whole_lines(path: Path, cut: bool = False) -> list[bytes]:
+    """The complete lines of a file, if there is one; with `cut` a torn last one is cut off: the next gets its own."""
     if not path.exists():
         return []
     data = path.read_bytes()
     whole = data[: data.rfind(b"\n") + 1]
-    if len(whole) < len(data):
+    if cut and len(whole) < len(data):
         os.truncate(path, len(whole))
     return whole.splitlines()
+
+
+def _read(path: Path, lines: list[bytes], belongs_to: Mapping[str, str | int]) -> list[Entry | Watched]:
+    """What a journal's lines hold; none where it was torn within its first line."""
+    records = [_parse(path, number, line) for number, line in enumerate(lines, start=1)]
+    if records:
+        _check_header(path, records[0], belongs_to)
+    return [_entry_or_video(path, number, record) for number, record in enumerate(records[1:], start=2)]
 
 
 def _parse(path: Path, number: int, line: bytes) -> dict:

@@ -239,6 +239,8 @@ def _escaped_tex(text: str) -> str:
     replaced |= {
         "^": "\\textasciicircum{}",
         MARK: "$^\\dagger$",
+        "‡": "$^\\ddagger$",
+        "|": "$|$",
         "±": "$\\pm$",
         "–": "--",
         "<": "$<$",
@@ -254,4 +256,4 @@ def _tex_head(head: str) -> str:
 
 def _tex_cell(cell: str | Interval) -> str:
     value, bracket, ends = _spelt(cell, "wide").partition(" [")
-    return _escaped_tex(value) + (f" {{\\tiny [{ends}}}" if bracket else "")
+    return _escaped_tex(value) + (f" {{\\tiny [{_escaped_tex(ends)}}}" if bracket else "")

@@ -4,7 +4,8 @@
 
 Questions are answered in batches of fixed composition (per task, sorted by video), so that a run resumed from
 its journal computes the same floats; frames are decoded ahead in threads; a video is encoded once per batch,
-however many questions it has.
+however many questions it has. Where several processes share a run, each answers some of these same batches
+(`harness.processes`).
 
 A question fails if its video cannot be read, or the answer is empty; an answer without an offered option's
 letter is `unparsed`. Either way lmms-eval is given a wrong option's letter: two of its parsers would draw one
@@ -27,21 +28,30 @@ from harness.decoders import DEFAULT as DEFAULT_DECODER
 from harness.decoders import find_decoder
 from harness.errors import UserError
 from harness.features import Memo, Seen, encoding_key, see_ahead, watched_of
-from harness.journal import EMPTY_ANSWER, SCORING, UNPARSED, Entry, Journal, Key, Watched
+from harness.journal import SCORING, UNPARSED, Entry, Journal, Key, Watched
 from harness.lmms_requests import (
     Question,
     cut,
+    entry_of,
     key_of,
-    option_letter,
     plan_batches,
     read_questions,
+    text_to_score,
     videos_of,
+    videos_of_tasks,
     with_companions,
+    with_other_videos,
 )
-from harness.progress import Display, Progress
+from harness.loading import checkpoint_folder, device_name, hash_checkpoint, load_model
+from harness.processes import Peers, check_launch, device_for, exchange_device
+from harness.progress import SILENT, Bar, Display, Progress
+from harness.prompt_styles import DEFAULT as DEFAULT_STYLE
+from harness.prompt_styles import find_style
 from harness.provenance import library_versions
+from harness.sampling import DEFAULT as DEFAULT_RULE
+from harness.sampling import find_rule
 from harness.stages import code_hash
-from harness.video import MISSING, SAMPLING_RULE, Decoded, VideoError, decode_ahead, decode_each
+from harness.video import MISSING, Decoded, VideoError, decode_ahead, decode_each
 
 MODEL_ID = "slowfast_mllm"
 DEFAULT_BATCH = 32
@@ -72,7 +82,12 @@ class SlowFastMLLM(lmms):
             always sends one, 1 by default, so 1 there means that nothing was chosen (32).
         workers: threads that decode videos ahead of the model; 0: none, each is decoded when its batch needs it.
         decoder: a name in `harness.decoders.DECODERS`.
-        device: torch device; default: the first GPU, or the CPU.
+        device: torch device; default ("auto"): the GPU of this process, or the CPU.
+        dtype: of weights and activations, one of `harness.loading.PRECISIONS`; None: as the checkpoint has it.
+        prompts: a name in `harness.prompt_styles.STYLES`.
+        sampling: a name in `harness.sampling.RULES`.
+        answer_tokens: at most so many in an answer; None: as prompts and task say.
+        limit: what lmms-eval was told, for the journal; it is lmms-eval that leaves questions out.
         features: folder in which what the encoder made of videos is kept, and looked up (`harness.features`); it
             shapes no answer. None: videos are decoded and encoded each time.
         progress: where progress is reported; default: bars of its own on stderr.
@@ -96,19 +111,29 @@ class SlowFastMLLM(lmms):
         max_batch_size: int | None = None,
         features: str | Path | None = None,
         progress: Progress | None = None,
+        dtype: str | None = None,
+        prompts: str = DEFAULT_STYLE,
+        sampling: str = DEFAULT_RULE,
+        answer_tokens: int | None = None,
+        limit: int | None = None,
         **unknown: Any,
     ) -> None:
         super().__init__()
-        _check_arguments(unknown, frames=frames, batch=batch, workers=workers)
+        check_launch()
+        _check_arguments(unknown, frames=frames, batch=batch, workers=workers, answer_tokens=answer_tokens)
         self.controlled = control_of(control)
-        self.checkpoint = _checkpoint(pretrained)
+        self.checkpoint = checkpoint_folder(pretrained)
         self.frames, self.control, self.workers, self.decoder = frames, control, workers, decoder
+        self.prompts, self.sampling, self.answer_tokens, self.limit = prompts, sampling, answer_tokens, limit
+        find_style(prompts)
+        self.sampling_rule = find_rule(sampling).formula
         self.decoder_version = find_decoder(decoder).version()
         self.journal_path = None if journal is None else Path(journal)
         self.batch = batch or _lmms_eval_batch(batch_size)
         self.progress = progress
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.processor = _load(self.checkpoint, self.device)
+        self.place = device_for(device)
+        self.model, self.processor = load_model(self.checkpoint, self.place, dtype)
+        self.dtype = str(self.model.dtype).removeprefix("torch.")
         self._take_control()
         self.memo = None if features is None else Memo(features, self._encoding_key())
         self.entries: dict[Key, Entry] = {}
@@ -128,11 +153,18 @@ class SlowFastMLLM(lmms):
         model.from_command_line = True
         return model
 
+    @property
+    def device(self) -> torch.device:
+        """Where lmms-eval puts what it exchanges between processes."""
+        return exchange_device(self.place)
+
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answer lmms-eval's questions, of all tasks at once, greedily; the texts are in their order."""
         try:
             if self.progress is not None:
                 return self._answer_all(requests, self.progress)
+            if Peers.here().rank:
+                return self._answer_all(requests, SILENT)
             with Display() as display:
                 return self._answer_all(requests, display.progress())
         except UserError as error:
@@ -151,28 +183,45 @@ class SlowFastMLLM(lmms):
     # ------------------------------------------------------------------------------- from requests to answers
 
     def _answer_all(self, requests: list[Instance], progress: Progress) -> list[str]:
-        questions = read_questions(requests, self.task_dict, other_video=self.controlled.other_video)
-        if self.controlled.other_question:
-            questions = with_companions(questions, self._n_tokens)
+        peers = Peers.here()
+        questions = self._questions(requests, peers)
         batches = plan_batches(questions.values(), self.batch)
-        journal = Journal.resume(self._journal_file(), self._belongs_to(questions.values()))
-        pending = [batch for batch in batches if not journal.has(q.key for q in batch)]
-        done = len(questions) - sum(map(len, pending))
-        with progress.bar("answer", total=len(questions), done=done) as bar:
-            for batch, videos in self._with_videos(pending):
-                watched = [watched_of(path, video) for path, video in videos.items()]
-                journal.append(self._answer(batch, videos), watched)
-                bar.advance(len(batch))
+        belongs_to = self._belongs_to(questions.values())
+        if self.memo is not None:
+            self.memo.say = progress.say
+        journal = Journal.resume(self.journal_path, belongs_to, peers.rank, peers.world)
+        # Nobody writes before all have read: so all deal out the same batches.
+        known = peers.merged(dict.fromkeys(journal.entries)).keys()
+        pending = [batch for batch in batches if not known >= {q.key for q in batch}]
+        done = (len(questions) - sum(map(len, pending))) // peers.world
+        mine = pending[peers.rank :: peers.world]
+        with progress.bar(peers.titled("answer"), sum(map(len, mine)) + done, done, 1 / peers.world) as bar:
+            self._answer_batches(mine, journal, bar)
+        journal.entries, journal.watched = peers.merged(journal.entries), peers.merged(journal.watched)
         self.entries = {key: journal.entries[key] for key in questions}
         self.watched = sorted(journal.watched.values(), key=lambda watched: watched.video)
-        _report_failures(self.entries.values(), progress)
-        return [_text_to_score(self.entries[key_of(request)]) for request in requests]
+        if peers.rank == 0:
+            journal.finish(self.journal_path, belongs_to)
+            _report_failures(self.entries.values(), progress)
+        return [text_to_score(self.entries[key_of(request)]) for request in requests]
 
-    def _journal_file(self) -> Path | None:
-        """Every process of a distributed run keeps a journal of its own."""
-        if self.journal_path is None or self.world_size == 1:
-            return self.journal_path
-        return self.journal_path.with_suffix(f".{self.rank}-of-{self.world_size}{self.journal_path.suffix}")
+    def _questions(self, requests: list[Instance], peers: Peers) -> dict[Key, Question]:
+        """All questions of the run, those of other processes too, as the control needs them."""
+        own = read_questions(requests, self.task_dict, prompts=self.prompts, answer_tokens=self.answer_tokens)
+        questions = peers.merged(own)
+        if not questions:
+            raise UserError("lmms-eval sent no questions; check --tasks and --limit")
+        if self.controlled.other_video:
+            questions = with_other_videos(questions, peers.merged(videos_of_tasks(requests, self.task_dict)))
+        if self.controlled.other_question:
+            questions = with_companions(questions, self._n_tokens)
+        return questions
+
+    def _answer_batches(self, batches: list[list[Question]], journal: Journal, bar: Bar) -> None:
+        for batch, videos in self._with_videos(batches):
+            watched = [watched_of(path, video) for path, video in videos.items()]
+            journal.append(self._answer(batch, videos), watched)
+            bar.advance(len(batch))
 
     def _belongs_to(self, questions: Iterable[Question]) -> dict[str, str | int]:
         """What the answers depend on; videos by name and size."""
@@ -181,10 +230,15 @@ class SlowFastMLLM(lmms):
         return {
             "checkpoint": hash_checkpoint(self.checkpoint),
             "frames": self.frames,
-            "sampling": SAMPLING_RULE,
+            "sampling": self.sampling_rule,
+            "prompt_style": self.prompts,
             "decoder": self.decoder_version,
             "control": self.control,
             "batch": self.batch,
+            "dtype": self.dtype,
+            "device": device_name(self.place),
+            "limit": self.limit or "none",
+            "questions": len(ordered),
             "code": code_hash(SCORING),
             "versions": ", ".join(f"{name} {version}" for name, version in library_versions().items()),
             "prompts": _digest((*q.key, q.prompt, q.max_new_tokens, q.until) for q in ordered),
@@ -200,8 +254,9 @@ class SlowFastMLLM(lmms):
 
     def _decode(self, paths: Iterable[Path]) -> Iterator[Decoded | VideoError]:
         if self.workers:
-            return decode_ahead(paths, self.frames, self.workers, VIDEOS_AHEAD * self.workers, self.decoder)
-        return decode_each(paths, self.frames, self.decoder)
+            ahead = VIDEOS_AHEAD * self.workers
+            return decode_ahead(paths, self.frames, self.workers, ahead, self.decoder, self.sampling)
+        return decode_each(paths, self.frames, self.decoder, self.sampling)
 
     # ------------------------------------------------------------------------------------------- one batch
 
@@ -211,7 +266,7 @@ class SlowFastMLLM(lmms):
         asked = [q for q in batch if errors[q.key] is None]
         answers = dict(zip([q.key for q in asked], self._generate(asked, videos), strict=True))
         seconds = (time.perf_counter() - started) / len(batch)
-        return [_entry(q, answers.get(q.key), errors[q.key], seconds) for q in batch]
+        return [entry_of(q, answers.get(q.key), errors[q.key], seconds) for q in batch]
 
     @torch.inference_mode()
     def _generate(self, questions: list[Question], videos: Videos) -> list[str]:
@@ -219,10 +274,10 @@ class SlowFastMLLM(lmms):
         if not questions:
             return []
         seen = {path: self._see(path, videos[path]) for path in videos_of(questions)}
-        kept = self.model.selector.n_frames(self.frames)
-        inputs = dict(self.processor(text=self.controlled.prompts(questions), n_frames=kept))
-        inputs |= self.controlled.videos(questions, seen)
-        inputs = {name: tensor.to(self.device) for name, tensor in inputs.items()}
+        shown = self.controlled.videos(questions, seen)
+        lengths = [len(video) for video in shown["features"]]
+        inputs = {**self.processor(text=self.controlled.prompts(questions), n_frames=lengths), **shown}
+        inputs = {name: _moved(value, self.place) for name, value in inputs.items()}
         with self.controlled.asking(self.model):
             ids_BL = self.model.generate(**inputs, max_new_tokens=questions[0].max_new_tokens, do_sample=False)
         new_NL = ids_BL[: len(questions), inputs["input_ids"].shape[1] :]
@@ -232,7 +287,7 @@ class SlowFastMLLM(lmms):
     def _see(self, path: Path, video: Decoded | Seen) -> Seen:
         """What the encoder makes of a video, kept if there is a memo to keep it in."""
         if isinstance(video, Seen):
-            return video.to(self.device)
+            return video.to(self.place)
         seen = Seen(*self._encode(video), watched_of(path, video))
         if self.memo is not None:
             self.memo.save(path, seen)
@@ -244,7 +299,7 @@ class SlowFastMLLM(lmms):
         Of the frames that the model's selector keeps: the encoder sees no others.
         """
         shown = self.processor.watchable([video.frames_THWC], [video.times_T])
-        frames_BTCHW, times_BT = (shown[name].to(self.device) for name in ("frames", "frame_times"))
+        frames_BTCHW, times_BT = (shown[name].to(self.place) for name in ("frames", "frame_times"))
         kept_BTCHW, times_BK = self.model.select(frames_BTCHW, times_BT)
         return self.model.encode_video(kept_BTCHW.to(self.model.dtype)), times_BK
 
@@ -259,27 +314,19 @@ class SlowFastMLLM(lmms):
         self.controlled.prepare(self.model, self.processor, self.frames)
 
     def _encoding_key(self) -> str:
-        return encoding_key(self.model, self.processor, self.frames, self.decoder_version)
+        return encoding_key(self.model, self.processor, self.frames, self.decoder_version, self.sampling)
 
     def _n_tokens(self, prompt: str) -> int:
         """Tokens of a prompt's row, its video counting as one."""
         return len(self.processor.tokenize(self.processor.chat(prompt)))
 
 
-def hash_checkpoint(folder: Path) -> str:
-    """sha256 over the files of a checkpoint that make its answers (names and contents)."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}:
-            digest.update(path.name.encode())
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
-
-
 def _check_arguments(unknown: dict[str, Any], **counts: int | None) -> None:
     if unknown:
-        known = "pretrained, frames, control, journal, batch, workers, decoder, device, features"
+        known = (
+            "pretrained, frames, control, journal, batch, workers, decoder, device, features, dtype, prompts, "
+            "sampling, answer_tokens"
+        )
         raise UserError(f"unknown model argument {next(iter(unknown))!r}: use one of {known}")
     for name, value in counts.items():
         least = LEAST.get(name, 1)
@@ -295,24 +342,8 @@ def _lmms_eval_batch(batch_size: int | str | None) -> int:
     return int(batch_size)
 
 
-def _checkpoint(pretrained: str | Path) -> Path:
-    folder = Path(pretrained)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder} is no checkpoint folder (no config.json in it): set pretrained=FOLDER")
-    return folder
-
-
-def _load(folder: Path, device: torch.device) -> tuple[Any, Any]:
-    """(model, processor) of a checkpoint, ready to answer."""
-    from architectures import SlowFastForConditionalGeneration, SlowFastProcessor
-
-    model = SlowFastForConditionalGeneration.from_pretrained(folder, local_files_only=True).to(device).eval()
-    if model.selector.needs_question:
-        raise UserError(
-            f"the model in {folder} selects frames by the question ({model.config.selector['name']}), but a video is "
-            "encoded once here for all of its questions: use a selector that sees the video alone"
-        )
-    return model, SlowFastProcessor.from_pretrained(folder, local_files_only=True)
+def _moved(value: torch.Tensor | list[torch.Tensor], device: torch.device) -> torch.Tensor | list[torch.Tensor]:
+    return value.to(device) if isinstance(value, torch.Tensor) else [tensor.to(device) for tensor in value]
 
 
 def _error_of(question: Question, videos: Videos) -> VideoError | None:
@@ -320,31 +351,6 @@ def _error_of(question: Question, videos: Videos) -> VideoError | None:
     if question.path is None:
         return VideoError(question.problem, kind=MISSING)
     return next((videos[path] for path in question.videos if isinstance(videos[path], VideoError)), None)
-
-
-def _entry(question: Question, answer: str | None, error: VideoError | None, seconds: float) -> Entry:
-    letter = option_letter(answer, question.n_options) if answer else None
-    failure, message = "", ""
-    if error is not None:
-        failure, message = error.kind, str(error)
-    elif not answer:
-        failure, message = EMPTY_ANSWER, "the model's answer is empty"
-    elif letter is None:
-        failure, message = UNPARSED, f"no offered option's letter in {answer!r}"
-    return Entry(
-        task=question.task,
-        doc_id=question.doc_id,
-        video=question.path.name if question.path else "",
-        answer=answer,
-        letter=letter or question.wrong_letter,
-        failure=failure,
-        message=message,
-        seconds=round(seconds, 6),
-    )
-
-
-def _text_to_score(entry: Entry) -> str:
-    return entry.letter if entry.failure else entry.answer
 
 
 def _digest(items: Iterable[tuple]) -> str:

@@ -12,10 +12,14 @@ from lmms_eval.api.instance import Instance
 
 from harness.benchmarks import LETTERS, benchmark_of_task
 from harness.errors import UserError
-from harness.journal import Key
+from harness.journal import EMPTY_ANSWER, UNPARSED, Entry, Key
+from harness.prompt_styles import DEFAULT as DEFAULT_STYLE
+from harness.prompt_styles import find_style
+from harness.video import VideoError
 
 Datasets = Mapping[str, Mapping[str, Any]]
 """lmms-eval's `task_dict`: task -> split -> docs."""
+NO_ANSWER = "The question cannot be answered: the video was not seen."  # to a judge, which is asked about failures too
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,8 @@ class Question:
     Attributes:
         path: the video; None where the task itself found none: `problem` says why.
         other: the video whose slow tokens are shown instead (a control), or None.
-        target: the right option's letter.
+        target: the right option's letter; "" where the doc does not say, or there are no options.
+        n_options: 0 where the answer is open.
         companion: another question's prompt, whose queries read the slow tokens instead (a control), or "".
     """
 
@@ -53,7 +58,9 @@ class Question:
 
     @property
     def wrong_letter(self) -> str:
-        """An offered option that is not the right one."""
+        """An offered option that is not the right one; "" where there are no options."""
+        if not self.n_options:
+            return ""
         return LETTERS[0] if self.target != LETTERS[0] else LETTERS[1]
 
 
@@ -62,16 +69,51 @@ def key_of(request: Instance) -> Key:
     return request.args[4], request.args[3]
 
 
-def read_questions(requests: Sequence[Instance], datasets: Datasets, other_video: bool = False) -> dict[Key, Question]:
+def read_questions(
+    requests: Sequence[Instance],
+    datasets: Datasets,
+    other_video: bool = False,
+    prompts: str = DEFAULT_STYLE,
+    answer_tokens: int | None = None,
+) -> dict[Key, Question]:
     """The questions in lmms-eval's requests; one that is repeated (to pad a process's share) counts once.
 
-    With `other_video`, each also gets the next of its benchmark's videos: see `_derangement`.
+    Args:
+        other_video: each also gets the next of its benchmark's videos: see `with_other_videos`.
+        prompts: a name in `harness.prompt_styles.STYLES`.
+        answer_tokens: at most so many in an answer; None: as the style says.
+
     Raises UserError for a task that is not in the registry, asks for sampling, or shows no video.
     """
-    if not requests:
-        raise UserError("lmms-eval sent no questions; check --tasks and --limit")
-    next_video = _derangement(requests, datasets) if other_video else {}
-    return {key_of(request): _question(request, datasets, next_video) for request in requests}
+    questions = {key_of(request): _question(request, datasets, prompts, answer_tokens) for request in requests}
+    return with_other_videos(questions, videos_of_tasks(requests, datasets)) if other_video else questions
+
+
+def videos_of_tasks(requests: Sequence[Instance], datasets: Datasets) -> dict[str, list[Path]]:
+    """task -> all of its videos that are there, asked about or not, of the tasks in lmms-eval's requests."""
+    of_task = {request.args[4]: (request.args[2], request.args[5]) for request in requests}
+    found = {
+        task: {_video(doc_to_visual, doc, task)[0] for doc in datasets[task][split]} - {None}
+        for task, (doc_to_visual, split) in of_task.items()
+    }
+    return {task: sorted(path for path in paths if path.is_file()) for task, paths in found.items()}
+
+
+def with_other_videos(questions: Mapping[Key, Question], videos: Mapping[str, Iterable[Path]]) -> dict[Key, Question]:
+    """The same questions, each with the next of its benchmark's videos in sorted order (cyclic) as the other one.
+
+    `videos` are those of each task. UserError for a benchmark with a single video.
+    """
+    of_benchmark: dict[str, set[Path]] = {}
+    for task, paths in videos.items():
+        of_benchmark.setdefault(benchmark_of_task(task).name, set()).update(paths)
+    next_video: dict[Path, Path] = {}
+    for name, found in of_benchmark.items():
+        ring = sorted(found)
+        if len(ring) == 1:
+            raise UserError(f"control=other_video: {name} has a single video here, so there is no other one")
+        next_video |= zip(ring, ring[1:] + ring[:1], strict=True)
+    return {key: replace(question, other=next_video.get(question.path)) for key, question in questions.items()}
 
 
 def with_companions(questions: Mapping[Key, Question], n_tokens: Callable[[str], int]) -> dict[Key, Question]:
@@ -130,25 +172,56 @@ def cut(text: str, until: Iterable[str]) -> str:
     return text[: min(stops, default=len(text))].strip()
 
 
-def _question(request: Instance, datasets: Datasets, next_video: Mapping[Path, Path]) -> Question:
-    prompt, settings, doc_to_visual, doc_id, task, split = request.args
+def entry_of(question: Question, answer: str | None, error: VideoError | None, seconds: float) -> Entry:
+    """What the journal keeps of a question: the model's answer (None: it was not asked), or why there is none."""
+    letter = option_letter(answer, question.n_options) if answer else None
+    failure, message = "", ""
+    if error is not None:
+        failure, message = error.kind, str(error)
+    elif not answer:
+        failure, message = EMPTY_ANSWER, "the model's answer is empty"
+    elif question.n_options and letter is None:
+        failure, message = UNPARSED, f"no offered option's letter in {answer!r}"
+    return Entry(
+        task=question.task,
+        doc_id=question.doc_id,
+        video=question.path.name if question.path else "",
+        answer=answer,
+        letter=letter or question.wrong_letter,
+        failure=failure,
+        message=message,
+        seconds=round(seconds, 6),
+    )
+
+
+def text_to_score(entry: Entry) -> str:
+    """What lmms-eval is given of an answer: a wrong option's letter after a failure, and never nothing.
+
+    Where a packaged task would ask a judge about anything but a letter, it gets the letter alone.
+    """
+    if entry.letter and (entry.failure or benchmark_of_task(entry.task).letters_only):
+        return entry.letter
+    return NO_ANSWER if entry.failure else entry.answer
+
+
+def _question(request: Instance, datasets: Datasets, prompts: str, answer_tokens: int | None) -> Question:
+    packaged_text, settings, doc_to_visual, doc_id, task, split = request.args
     if settings.get("do_sample") or settings.get("temperature") or settings.get("num_beams", 1) != 1:
         raise UserError(f"task {task}: answers are greedy here; drop do_sample, temperature and num_beams")
-    doc = datasets[task][split][doc_id]
-    benchmark = benchmark_of_task(task)
+    style, doc, benchmark = find_style(prompts), datasets[task][split][doc_id], benchmark_of_task(task)
     path, problem = _video(doc_to_visual, doc, task)
     until = settings.get("until") or ()
     return Question(
         task=task,
         doc_id=doc_id,
-        prompt=prompt,
+        prompt=style.prompt(task, doc, packaged_text),
         path=path,
         problem=problem,
-        other=next_video.get(path),
-        target=benchmark.target_letter(doc),
+        other=None,
+        target=benchmark.target_letter(doc) or "",
         n_options=benchmark.n_options(doc),
-        max_new_tokens=settings.get("max_new_tokens", 16),
-        until=(until,) if isinstance(until, str) else tuple(until),
+        max_new_tokens=answer_tokens or style.answer_tokens(task, settings.get("max_new_tokens", 16)),
+        until=style.stops(task, (until,) if isinstance(until, str) else tuple(until)),
     )
 
 
@@ -163,27 +236,12 @@ def _companion(prompt: str, prompts: Iterable[str], lengths: Mapping[str, int]) 
     return min((other for other in prompts if other != prompt), key=distance)
 
 
-def _derangement(requests: Sequence[Instance], datasets: Datasets) -> dict[Path, Path]:
-    """For each video of a benchmark's tasks, asked about or not, the next in sorted order (cyclic)."""
-    videos: dict[str, set[Path]] = {}
-    for _, _, doc_to_visual, _, task, split in {request.args[4]: request.args for request in requests}.values():
-        found = {_video(doc_to_visual, doc, task)[0] for doc in datasets[task][split]}
-        videos.setdefault(benchmark_of_task(task).name, set()).update(found)
-    next_video: dict[Path, Path] = {}
-    for name, found in videos.items():
-        ring = sorted(path for path in found if path is not None and path.is_file())
-        if len(ring) == 1:
-            raise UserError(f"control=other_video: {name} has a single video here, so there is no other one")
-        next_video |= zip(ring, ring[1:] + ring[:1], strict=True)
-    return next_video
-
-
 def _video(doc_to_visual: Any, doc: Mapping[str, Any], task: str) -> tuple[Path | None, str]:
-    """(path, "") of a doc's video, or (None, reason): some tasks end the process where a video is missing."""
+    """(path, "") of a doc's video, or (None, reason): where one is missing, some tasks end the process, some raise."""
     try:
         visuals = doc_to_visual(doc)
-    except SystemExit as exit_:
-        return None, str(exit_.code)
+    except (SystemExit, FileNotFoundError) as missing:
+        return None, str(missing)
     if len(visuals) != 1 or not isinstance(visuals[0], str):
         raise UserError(f"task {task} shows something other than one video file; use a video task")
     return Path(visuals[0]), ""

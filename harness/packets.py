@@ -7,7 +7,8 @@ Shapes: N frames shown, in the order in which they are shown; T wanted ones.
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -55,6 +56,7 @@ class Timeline:
         every_key_starts: whether the packets flagged as key are those of `starts`: who jumps by flags alone may
             else land among pictures that need others before them.
         distrust: why the file must be read through from its start; "" where jumping is safe.
+        fps: the average frame rate that the file states; None where it states none.
     """
 
     total: int
@@ -63,6 +65,7 @@ class Timeline:
     stream: int = 0
     every_key_starts: bool = True
     distrust: str = ""
+    fps: Fraction | None = None
 
     def index_of(self, time: int | None) -> int | None:
         """The index of the frame shown at a timestamp; None if no frame is."""
@@ -83,38 +86,7 @@ def read_timeline(path: Path) -> Timeline:
     """
     with av.open(str(path)) as container:
         stream = video_stream(container, path)
-        formats = container.format.name
-        codec, index = stream.codec_context.codec.canonical_name, stream.index
-        promised = stream.frames  # 0 where the format does not say
-        can_start = _start_test(codec, stream.codec_context.extradata)
-        brings_sets = _sets_test(codec, stream.codec_context.extradata)
-        packets = whole = keys = 0
-        sets_change = False
-        times: list[int | None] = []  # of the frames shown, in the order of decoding
-        starts: list[int | None] = []
-        for packet in container.demux(stream):
-            if packet.size:
-                packets += 1
-                whole += not packet.is_corrupt
-                sets_change = sets_change or brings_sets(packet)
-                if not packet.is_discard:  # an edit list may hide some
-                    times.append(packet.pts)
-                    keys += packet.is_keyframe
-                    if packet.is_keyframe and can_start(packet):
-                        starts.append(packet.pts)
-    if whole < max(promised, packets):
-        raise truncated(path, whole, max(promised, packets))
-    if not times:
-        raise VideoError(f"{path}: the video stream has no frames; restore the file")
-    if STORES_TIMES.isdisjoint(formats.split(",")):
-        return _read_through(len(times), index, f"{formats} files are not jumped in")
-    if packets > len(times):
-        return _read_through(len(times), index, "an edit list hides frames")
-    if sets_change:
-        return _read_through(len(times), index, "parameter sets change on the way")
-    if not starts:
-        return _read_through(len(times), index, f"no {codec} frames that need nothing before them are known")
-    return _timeline(index, times, starts, keys)
+        return replace(_read_packets(container, stream, path), fps=stream.average_rate)
 
 
 def video_stream(container: av.container.InputContainer, path: Path) -> av.VideoStream:
@@ -129,6 +101,42 @@ def truncated(path: Path, decodable: int, promised: int) -> VideoError:
     return VideoError(
         f"{path}: truncated, only {decodable} of {promised} frames can be decoded; restore the file", TRUNCATED
     )
+
+
+def _read_packets(container: av.container.InputContainer, stream: av.VideoStream, path: Path) -> Timeline:
+    """The timeline of an opened file, its frame rate left out."""
+    formats = container.format.name
+    codec, index = stream.codec_context.codec.canonical_name, stream.index
+    promised = stream.frames  # 0 where the format does not say
+    can_start = _start_test(codec, stream.codec_context.extradata)
+    brings_sets = _sets_test(codec, stream.codec_context.extradata)
+    packets = whole = keys = 0
+    sets_change = False
+    times: list[int | None] = []  # of the frames shown, in the order of decoding
+    starts: list[int | None] = []
+    for packet in container.demux(stream):
+        if packet.size:
+            packets += 1
+            whole += not packet.is_corrupt
+            sets_change = sets_change or brings_sets(packet)
+            if not packet.is_discard:  # an edit list may hide some
+                times.append(packet.pts)
+                keys += packet.is_keyframe
+                if packet.is_keyframe and can_start(packet):
+                    starts.append(packet.pts)
+    if whole < max(promised, packets):
+        raise truncated(path, whole, max(promised, packets))
+    if not times:
+        raise VideoError(f"{path}: the video stream has no frames; restore the file")
+    if STORES_TIMES.isdisjoint(formats.split(",")):
+        return _read_through(len(times), index, f"{formats} files are not jumped in")
+    if packets > len(times):
+        return _read_through(len(times), index, "an edit list hides frames")
+    if sets_change:
+        return _read_through(len(times), index, "parameter sets change on the way")
+    if not starts:
+        return _read_through(len(times), index, f"no {codec} frames that need nothing before them are known")
+    return _timeline(index, times, starts, keys)
 
 
 def _timeline(stream: int, times: list[int | None], starts: list[int | None], keys: int) -> Timeline:

@@ -31,6 +31,9 @@ seed), in the grid's order |
 | `rows/ablations/samples/CONTENT_HASH.parquet` | what a row of a grid answered; grids that share a cell share it |
 | `rows/ablations/GRID_SCALE_seedSEED.grid.json` | the grid as it was asked: question, reference, cells |
 | `rows/ablations/GRID_SCALE_seedSEED.failures.jsonl` | the cells that failed, if any |
+| `rows/paper_PROMPTS_SAMPLING_paper_seedSEED.{jsonl,samples.parquet}` | rows on real benchmarks, one file pair for \
+each way of asking (`paper_external`: lmms-eval's own models) |
+| `tables/paper.{csv,md}` | measured beside published, and what differs in how they were made |
 | `tables/main_SCALE.{csv,md,tex}` | the main table, base seeds pooled; conventions in the foot of md \
 and tex |
 | `tables/controls_SCALE.{csv,md,tex}` | slow_fast as trained, and with its slow tokens switched off or \

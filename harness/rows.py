@@ -59,6 +59,8 @@ SAMPLE_COLUMNS = {
 
 LATENCY = ("prefill_ms", "prefill_ms_quartiles", "decode_ms_per_token", "decode_ms_quartiles")
 """The fields that are null where rows are computed side by side."""
+NULLABLE = ("prefill_ms", "decode_ms_per_token", "prefill_mflop_mini", "prefill_tflop_7b", "model_tflop_7b")
+"""Numbers that a row may lack: not measured; or not counted, of a model whose code is not ours."""
 
 
 class Tally(BaseModel):
@@ -75,11 +77,11 @@ class Row(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     schema_version: Literal[2] = Field(SCHEMA_VERSION, description="version of this schema")
-    table: str = Field(description="what the row was made for: `main`, `controls` or `ablations`")
+    table: str = Field(description="what the row was made for: `main`, `controls`, `ablations` or `paper_...`")
     grid: str = Field(description="name of the ablation grid; empty outside grids")
     cell: str = Field(description="the grid's name of the row's cell; empty outside grids")
     overrides: list[str] = Field(description="the settings in which the cell differs, as typed in the grid")
-    scale: str = Field(description="`mini`: a model of about a quarter of a million parameters on procedural videos")
+    scale: str = Field(description="`mini`: a model of a quarter of a million parameters on procedural videos; `paper`")
     architecture: str = Field(description="name in the Hydra group `architecture`")
     frames: int = Field(ge=1, description="frames sampled from each video")
     control: str = Field("none", description="`none`, or what was taken away or swapped at evaluation")
@@ -111,11 +113,21 @@ class Row(BaseModel):
     failures: int = Field(ge=0, description="questions without an answer (video or generation failed): wrong")
     failure_kinds: dict[str, int] = Field(description="kind of failure -> questions; sums to `failures`")
     unparsed: int = Field(ge=0, description="answers without an option's letter, scored wrong, not failures")
-    fast_tokens: int = Field(ge=0, description="video tokens in the prompt, per video")
-    slow_tokens: int = Field(ge=0, description="video tokens read by cross-attention, per video")
-    prefill_mflop_mini: float = Field(ge=0, description="LLM prefill of the model measured, MFLOP = 2 x MAC")
-    prefill_tflop_7b: float = Field(ge=0, description="LLM prefill at the 7B configuration, TFLOP = 2 x MAC")
-    model_tflop_7b: float = Field(ge=0, description="the same with vision tower, projector and compressor")
+    fast_tokens: int | None = Field(ge=0, description="video tokens in the prompt, per video; null if not counted")
+    slow_tokens: int | None = Field(
+        ge=0, description="video tokens read by cross-attention, per video; null if not counted"
+    )
+    prefill_mflop_mini: float | None = Field(
+        ge=0, description="LLM prefill of the model measured, MFLOP = 2 x MAC; null if not counted"
+    )
+    prefill_tflop_7b: float | None = Field(
+        ge=0,
+        description="LLM prefill at the 7B configuration, TFLOP = 2 x MAC; null if not counted",
+    )
+    model_tflop_7b: float | None = Field(
+        ge=0,
+        description="the same with vision tower, projector and compressor; null if not counted",
+    )
     flop_stages: dict[str, float] = Field(description="stage -> TFLOP at the 7B configuration; may be empty")
     prefill_ms: float | None = Field(
         ge=0,
@@ -285,8 +297,9 @@ def load_rows(path: Path) -> list[Row]:
 def as_frame(rows: Iterable[Row]) -> pd.DataFrame:
     """Rows as `read_rows` returns them, one column per field."""
     records = [row.model_dump() for row in rows]
-    frame = pd.DataFrame(records, columns=list(Row.model_fields))
-    return frame.astype(dict.fromkeys(("prefill_ms", "decode_ms_per_token"), float))  # null where not measured
+    frame = pd.DataFrame(records, columns=list(Row.model_fields)).astype(dict.fromkeys(NULLABLE, float))
+    unknown = [name for name in ("fast_tokens", "slow_tokens") if frame[name].isna().any()]
+    return frame.astype(dict.fromkeys(unknown, "Int64"))
 
 
 def tag_samples(row: Row, samples: pd.DataFrame) -> pd.DataFrame:

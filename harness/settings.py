@@ -52,6 +52,13 @@ class Attention(Enum):
     flash_attention_2 = "flash_attention_2"
 
 
+class Check(Enum):
+    """Which videos are read to see whether they can be."""
+
+    sampled = "sampled"
+    all = "all"
+
+
 @dataclass
 class Groups:
     """The groups: what a model consists of, and the sizes of everything."""
@@ -81,8 +88,24 @@ class Settings(Groups):
 
     checkpoint: str | None = setting("folder of a saved model")
     suite: str | None = setting("folder of a suite; null: the one of this seed, generated if need be")
-    batch_size: int = setting("questions answered together", least=1)
+    batch_size: int = setting("questions answered together; typed for scale=paper, where it is 1 by itself", least=1)
     workers: int = setting("threads that decode videos ahead of the model; 0: none, decoded when needed", least=0)
+
+    data: str | None = setting("folder of the real benchmarks, and of checkpoints from the hub (scale=paper)")
+    benchmarks: list[str] | None = setting("that are asked; null: the five of the suite")
+    further: bool = setting("the paper's other benchmarks as well (scale=paper)")
+    models: list[str] | None = setting("rows of the table at scale=paper: names in conf/model, or YAML files")
+    limit: int | None = setting("questions of each task at most (scale=paper); null: all", least=1)
+    prompts: str | None = setting("lmms_eval or official; null: official at scale=paper, else lmms_eval")
+    sampling: str | None = setting("rule of frames, uniform or official; null: official at scale=paper, else uniform")
+    processes: int = setting("that share an evaluation, one per GPU; answers do not depend on it", least=1)
+    dtype: Precision | None = setting("of evaluation; null: bfloat16 at scale=paper, else as the checkpoint has it")
+    device: str = setting("of evaluation: auto (a GPU if there is one), cpu, cuda, cuda:1, ...")
+    check: Check = setting("which videos `doctor` reads: some of each benchmark (sampled), or all")
+    source: str | None = setting("of `fetch`: a folder that stands for the hub")
+    online: bool = setting("whether the hub, or a benchmark's judge, may be asked; false: nothing reaches the network")
+    submit: bool = setting("whether predictions for EgoSchema's full set are posted to its server")
+    dry_run: bool = setting("print the plan of the table at scale=paper, or of a sweep, and run nothing; or --dry-run")
 
     benchmark: str = setting("whose sample is looked at")
     task: str | None = setting("its lmms-eval task, where the benchmark has several; null: the first")
@@ -115,7 +138,6 @@ class AblateSettings(Settings):
 
     grid: str | None = setting("a question of ablations/, or all")
     grids_dir: str | None = setting("folder of the grids' YAMLs; null: ablations/ of the checkout")
-    dry_run: bool = setting("print the plan and run nothing; or --dry-run")
     retry: bool = setting("try failed cells again")
     reuse: Reuse = setting("committed: rows of the same content count as done without their stages")
     launcher: Launcher = setting("joblib, submitit_local or submitit_slurm")

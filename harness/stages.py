@@ -139,7 +139,7 @@ def attempt_stage(attempt: Attempt, progress: Progress) -> float:
         lock.acquire(blocking=False)
     except Timeout:
         progress.say(f"{attempt.stage.name}: another run is at work on it; waiting for that one")
-        lock.acquire()
+        lock.acquire(timeout=-1, blocking=True)  # said outright: a wait by default was once seen to give up
     with lock:
         if attempt.final.is_dir():
             return 0.0

@@ -56,7 +56,7 @@ def selection_stages(
             {**kwargs, "start": start, "stop": stop},
             needs,
             weight=0.04 * (stop - start),
-            sources=(*sources, *SELECTING, "harness.video"),
+            sources=(*sources, *SELECTING, "harness.video", "harness.sampling"),
         )
         for part, (start, stop) in enumerate(ranges)
     ]

@@ -1,8 +1,9 @@
-"""From a video file to the frames that a model sees: uniform sampling, decoding ahead of the model.
+"""From a video file to the frames that a model sees: sampling by a rule, decoding ahead of the model.
 
-A file is first read without decoding (`harness.packets`) to know how many frames it shows and where decoding
-can start; then a decoder (`harness.decoders`) gets the frames asked for. Only these are converted and kept: a
-video costs the memory of its sampled frames, and for each of its packets fewer than 140 bytes (the slow test's bound).
+A file is first read without decoding (`harness.packets`) to know how many frames it shows and where decoding can
+start; a rule (`harness.sampling`) chooses among them, and a decoder (`harness.decoders`) gets those chosen. Only these
+are converted and kept: a video costs the memory of its sampled frames, and for each of its packets fewer than 140
+bytes (the slow test's bound).
 
 Shapes: T sampled frames, H x W pixels, C = 3 colour channels (RGB).
 """
@@ -19,7 +20,9 @@ import av
 import numpy as np
 
 from harness.decoders import DEFAULT, find_decoder
-from harness.packets import EMPTY, MISSING, TRUNCATED, UNREADABLE, VideoError, read_timeline
+from harness.packets import EMPTY, MISSING, TRUNCATED, UNREADABLE, Timeline, VideoError, read_timeline
+from harness.sampling import DEFAULT as DEFAULT_RULE
+from harness.sampling import SAMPLING_RULE, NoFrameRate, Rule, find_rule, uniform_indices
 
 __all__ = [
     "EMPTY",
@@ -35,8 +38,6 @@ __all__ = [
     "read_frames",
     "uniform_indices",
 ]
-
-SAMPLING_RULE = "round(linspace(0, n - 1, frames)) over the n frames of the file, both ends included"
 
 
 @dataclass(frozen=True)
@@ -62,23 +63,21 @@ class Decoded:
     seconds: float
 
 
-def uniform_indices(total: int, frames: int) -> np.ndarray:
-    """`frames` indices spread evenly over 0 .. total - 1, both ends included; repeats where total < frames.
-
-    Raises ValueError unless both are at least 1. A single frame is the first.
-    """
-    if total < 1 or frames < 1:
-        raise ValueError(f"uniform_indices needs at least one frame of each, not total={total}, frames={frames}")
-    return np.linspace(0, total - 1, frames).round().astype(np.int64)
-
-
-def read_frames(path: str | Path, frames: int, decoder: str = DEFAULT, threads: int = 1, seek: bool = True) -> Decoded:
-    """Decode `frames` frames of a video, sampled by SAMPLING_RULE.
+def read_frames(
+    path: str | Path,
+    frames: int,
+    decoder: str = DEFAULT,
+    threads: int = 1,
+    seek: bool = True,
+    sampling: str | Rule = DEFAULT_RULE,
+) -> Decoded:
+    """Decode at most `frames` frames of a video, chosen by a rule: the uniform one gives exactly so many.
 
     Args:
         decoder: a name in `harness.decoders.DECODERS`.
         threads: of the decoder for this one video; 1 where several are decoded side by side.
         seek: False: decode from the start, the slow truth. The frames are the same.
+        sampling: a name in `harness.sampling.RULES`, or a rule.
 
     Raises VideoError, naming the path and the reason, for a file that is missing, empty, not a video, or
     truncated (fewer frames than the container promises, or a packet cut short: all packets are looked at).
@@ -86,21 +85,21 @@ def read_frames(path: str | Path, frames: int, decoder: str = DEFAULT, threads: 
     over stays unseen, and with `seek` False is an error wherever the decoder notices it.
     """
     started = time.perf_counter()
-    path, library = Path(path), find_decoder(decoder)
+    path, library, rule = Path(path), find_decoder(decoder), find_rule(sampling)
     if not path.is_file():
         raise VideoError(f"{path}: there is no such video file; restore it or rebuild the suite", MISSING)
     if path.stat().st_size == 0:
         raise VideoError(f"{path}: the video file is empty (0 bytes); restore it or rebuild the suite", EMPTY)
     try:
         timeline = read_timeline(path)
-        indices_T = uniform_indices(timeline.total, frames)
+        indices_T = _choose(rule, timeline, frames, path)
         wanted, row_T = np.unique(indices_T, return_inverse=True)
         clip = library.decode(path, timeline, wanted, threads, seek)
     except av.FFmpegError as error:
         raise VideoError(f"{path}: not a readable video, or truncated ({error.strerror}); restore it") from error
     return Decoded(
-        frames_THWC=clip.frames_WHWC if len(wanted) == frames else clip.frames_WHWC[row_T],
-        times_T=(indices_T / max(int(indices_T[-1]), 1)).astype(np.float32),
+        frames_THWC=clip.frames_WHWC if len(wanted) == len(indices_T) else clip.frames_WHWC[row_T],
+        times_T=(indices_T / max(timeline.total - 1, 1)).astype(np.float32),
         indices_T=indices_T,
         total=timeline.total,
         decoder=clip.decoder,
@@ -118,16 +117,23 @@ def count_frames(path: Path) -> int:
     return read_timeline(path).total
 
 
-def decode_each(paths: Iterable[str | Path], frames: int, decoder: str = DEFAULT) -> Iterator[Decoded | VideoError]:
+def decode_each(
+    paths: Iterable[str | Path], frames: int, decoder: str = DEFAULT, sampling: str | Rule = DEFAULT_RULE
+) -> Iterator[Decoded | VideoError]:
     """Yield `read_frames` of each path in order, each decoded when it is asked for: no threads.
 
     A video that cannot be read yields its VideoError instead of raising it, so that the others are not lost.
     """
-    return map(partial(_frames_or_error, frames=frames, decoder=decoder), paths)
+    return map(partial(_frames_or_error, frames=frames, decoder=decoder, sampling=sampling), paths)
 
 
 def decode_ahead(
-    paths: Iterable[str | Path], frames: int, workers: int = 2, ahead: int = 16, decoder: str = DEFAULT
+    paths: Iterable[str | Path],
+    frames: int,
+    workers: int = 2,
+    ahead: int = 16,
+    decoder: str = DEFAULT,
+    sampling: str | Rule = DEFAULT_RULE,
 ) -> Iterator[Decoded | VideoError]:
     """As `decode_each`, but decoded in `workers` threads while the caller works.
 
@@ -139,7 +145,7 @@ def decode_ahead(
     with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
         try:
             for path in paths:
-                waiting.append(pool.submit(_frames_or_error, path, frames, decoder))
+                waiting.append(pool.submit(_frames_or_error, path, frames, decoder, sampling))
                 if len(waiting) >= ahead:
                     yield waiting.popleft().result()
             while waiting:
@@ -149,8 +155,16 @@ def decode_ahead(
                 future.cancel()
 
 
-def _frames_or_error(path: str | Path, frames: int, decoder: str) -> Decoded | VideoError:
+def _choose(rule: Rule, timeline: Timeline, frames: int, path: Path) -> np.ndarray:
+    """The indices that a rule chooses; VideoError where the file does not say what the rule needs."""
     try:
-        return read_frames(path, frames, decoder)
+        return rule.indices(timeline.total, timeline.fps, frames)
+    except NoFrameRate as error:
+        raise VideoError(f"{path}: {error}") from error
+
+
+def _frames_or_error(path: str | Path, frames: int, decoder: str, sampling: str | Rule) -> Decoded | VideoError:
+    try:
+        return read_frames(path, frames, decoder, sampling=sampling)
     except VideoError as error:
         return error

@@ -3,13 +3,15 @@
     python -m fake_grids RESULTS [KEY=VALUE ...]    one sweep of it, all in this process (PYTHONPATH must have tests/)
 
 Each stage notes its call in RUNS/calls, a line each, so that a test can count. A stage called `broken` fails while
-RUNS/broken is there.
+RUNS/broken is there; for a stage of any NAME, RUNS/hold-NAME makes it wait, RUNS/fail-NAME makes it fail, and
+RUNS/kill-NAME kills its process.
 """
 
 import copy
 import functools
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -25,6 +27,7 @@ from harness.grids import cells, verb
 from harness.grids.cells import content_hash, settings_of
 from harness.grids.grid import Grid
 from harness.progress import Progress
+from harness.row_store import RowStore
 from harness.settings import ABLATE, MAIN, Root
 from harness.stages import Attempt, Stage
 
@@ -53,6 +56,12 @@ def note(out: Path, progress: Progress, name: str, seconds: float = 0.0, **needs
         calls.write(f"{name}\n")
     for _ in progress.track(range(10), "noting"):
         time.sleep(seconds / 10)
+    while (out.parent / f"hold-{name}").exists():
+        time.sleep(0.05)
+    if (out.parent / f"kill-{name}").exists():
+        os.kill(os.getpid(), signal.SIGKILL)
+    if (out.parent / f"fail-{name}").exists():
+        raise ZeroDivisionError(f"in the middle of {name}")
     if name.startswith("broken") and (out.parent / "broken").exists():
         raise ZeroDivisionError("in the middle of it")
     if name.startswith("refused") and (out.parent / "broken").exists():
@@ -156,6 +165,35 @@ def settings_of_verb(typed: list[str]) -> DictConfig:
     settings = copy.deepcopy(composed_once(ABLATE, *(text for text in typed if not text.startswith(FOLDERS))))
     settings.update(folders)
     return settings
+
+
+def surroundings(site: Path) -> dict[str, str]:
+    """The environment of processes that find these stages: of `python -m fake_grids`, and of what the verb launches.
+
+    A launched sweep plans its cells itself; a sitecustomize.py in the folder `site` has every Python process take
+    FakePlan for that.
+    """
+    site.mkdir(parents=True, exist_ok=True)
+    taken = "import sys\ntold = ' '.join(sys.orig_argv)\nif 'harness.grids.sweep' in told or 'popen_loky' in told:\n"
+    taken += "    from fake_grids import FakePlan\n    from harness.grids import cells\n    cells.CellPlan = FakePlan\n"
+    guard = f"import runpy\nrunpy.run_path({str(Path(__file__).parent / 'no_network' / 'sitecustomize.py')!r})\n"
+    (site / "sitecustomize.py").write_text(guard + taken)
+    paths = [str(site), str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+
+ROWS = [(cell, seed) for cell in ("one", "two+", "three@3") for seed in (0, 1)]
+"""The rows of GRID, in the order in which they are stored."""
+
+
+def store(results: Path) -> RowStore:
+    """The grid's store."""
+    return RowStore(results, "fake", "mini", 0)
+
+
+def rows(results: Path) -> list[tuple[str, int]]:
+    """Cell and base seed of the rows that are there."""
+    return [(row.cell, row.base_seed) for row in store(results).rows()]
 
 
 def calls(results: Path) -> list[str]:

@@ -22,6 +22,7 @@ from harness.reports.claim_rules import (
     at_most,
     gains,
     is_about,
+    more_than,
 )
 from harness.reports.evidence import (
     Evidence,
@@ -31,6 +32,8 @@ from harness.reports.evidence import (
     farthest,
     minus,
     minus_best,
+    projecting_again_counted,
+    projecting_again_measured,
     relative_gain,
     slope,
 )
@@ -94,6 +97,9 @@ def main(tmp_path_factory):
         (at_most(3), 1, 3, "reproduced"),
         (at_most(3), 4, 5, "refuted"),
         (at_most(3), 2, 5, "owed"),
+        (more_than(100), 101, 300, "reproduced"),
+        (more_than(100), 50, 100, "refuted"),
+        (more_than(100), 50, 300, "owed"),
         (is_about(3, 0.5, "x"), 2.6, 3.4, "reproduced"),
         (is_about(3, 0.5, "x"), 1, 2, "refuted"),
         (is_about(3, 0.5, "x"), 1, 3, "owed"),
@@ -238,6 +244,41 @@ def test_counted_claims_are_those_of_the_committed_profiles():
     assert table.loc["model_at_most_3_percent", "verdict"] == "refuted"
     assert table.loc["self_attention_is_linear", "verdict"] == "refuted"
     assert table.loc["linear_cost", "verdict"] == "reproduced"
+
+
+def test_projecting_again_is_read_from_the_profiles(tmp_path):
+    """In folders of imagined profiles: percent over the kept way, and the range that the quartiles leave open."""
+    assert projecting_again_counted(Evidence(tmp_path, [])) is None
+    assert projecting_again_measured(Evidence(tmp_path, [])) is None
+    folder = tmp_path / "profiles"
+    folder.mkdir()
+    (folder / "profile_paper.csv").write_text(
+        "architecture,frames,decode_step_flop,decode_step_flop_reprojecting\n"
+        "self_attention,128,9,9\nslow_fast,16,10,30\nslow_fast,128,10,50\nslow_fast,128,10,50\n"
+    )
+    head = "part,what,variant,value,quartile_1,quartile_3,rounds\n"
+    again = "decode step,one token behind 128 frames,slow K/V projected again,60,50,80,7\n"
+    kept = "decode step,one token behind 128 frames,slow K/V kept,20,16,25,7\n"
+    other = "decode step,one token behind 16 frames,slow K/V kept,1,1,1,7\n"
+    (folder / "bench.csv").write_text(head + again + other)
+    assert projecting_again_measured(Evidence(tmp_path, [])) is None
+    (folder / "bench.csv").write_text(head + again + kept + other)
+    counted, timed = (find(Evidence(tmp_path, [])) for find in (projecting_again_counted, projecting_again_measured))
+    assert (counted.figure, counted.lo, counted.hi) == pytest.approx((400, 400, 400))
+    assert (timed.figure, timed.lo, timed.hi) == pytest.approx((200, 100, 400))
+    assert "quartiles of 7 rounds" in timed.unit
+    lines = claims.claims_table(Evidence(tmp_path, [])).set_index("id")
+    assert lines.loc["projecting_again", ["verdict", "command"]].tolist() == ["reproduced", "make profile"]
+    assert lines.loc["projecting_again_measured", "verdict"] == "owed"  # twice as much is not more than twice
+
+
+def test_the_committed_profiles_say_what_projecting_again_costs():
+    table = pd.read_csv(ROOT / "results" / "profiles" / "profile_paper.csv")
+    row = table[table["architecture"].eq("slow_fast") & table["frames"].eq(128)].iloc[0]
+    projection = row["decode_step_flop_reprojecting"] - row["decode_step_flop"]
+    assert projection == pytest.approx(row["slow_keys_values_flop"])  # all of what is more is the projection
+    found = projecting_again_counted(Evidence(ROOT / "results", []))
+    assert found.figure == pytest.approx(100 * projection / row["decode_step_flop"])
 
 
 def test_every_claim_is_written_with_the_documented_columns(tmp_path):

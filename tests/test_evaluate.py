@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import av
 import pandas as pd
@@ -15,7 +16,7 @@ from tiny import small_suite, tiny_checkpoint
 
 from harness.benchmarks import BENCHMARKS
 from harness.errors import UserError
-from harness.evaluate import Evaluation, command_line, evaluate, is_correct, load_evaluation
+from harness.evaluate import Evaluation, command_line, evaluate, load_evaluation
 from harness.journal import UNPARSED
 from harness.lmms_plugin import SlowFastMLLM
 from harness.mini.suite import load_index
@@ -112,6 +113,23 @@ def test_how_each_video_was_read_is_recorded(done: tuple[Path, Evaluation]) -> N
     assert (header["decoder"], header["sampling"]) == (version, SAMPLING_RULE)
 
 
+def test_a_choice_of_benchmarks_and_the_first_questions_of_each_task(
+    done: tuple[Path, Evaluation], tmp_path: Path
+) -> None:
+    chosen = ["mlvu", "mvbench"]
+    evaluation = evaluate(tiny_checkpoint(), small_suite(), tmp_path, FRAMES, benchmarks=chosen, limit=3)
+    whole = done[1].samples
+    expected = whole[whole["benchmark"].isin(chosen) & (whole["doc_id"] < 3)].reset_index(drop=True)
+    assert len(expected) == 23  # of MVBench's tasks each has one
+    pd.testing.assert_frame_equal(evaluation.samples[ANSWERED], expected[ANSWERED])
+    assert list(evaluation.scores) == chosen
+    assert evaluation.scores["mvbench"] == done[1].scores["mvbench"]
+    written = json.loads((tmp_path / "scores.json").read_text())
+    assert (written["limit"], written["n_samples"]) == (3, 23)
+    with pytest.raises(UserError, match="journal of another run: its limit is 3, this run's is none"):
+        evaluate(tiny_checkpoint(), small_suite(), tmp_path, FRAMES, benchmarks=chosen)
+
+
 def test_environment_is_put_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", "/mine")
     monkeypatch.delenv("LMMS_EVAL_DATASETS_CACHE", raising=False)
@@ -134,7 +152,12 @@ def test_features_that_are_kept_change_no_answer(
 ) -> None:
     """With an empty folder of features, and with the full one, when nothing is decoded any more."""
     decoded = []
-    monkeypatch.setattr("harness.video.read_frames", lambda *args: decoded.append(args[0]) or read_frames(*args))
+
+    def noted(path: Path, *args: Any, **kwargs: Any) -> Any:
+        decoded.append(path)
+        return read_frames(path, *args, **kwargs)
+
+    monkeypatch.setattr("harness.video.read_frames", noted)
     tables = []
     for name in ("cold", "warm"):
         evaluation = evaluate(tiny_checkpoint(), small_suite(), tmp_path / name, FRAMES, features=tmp_path / "kept")
@@ -172,6 +195,8 @@ evaluate(checkpoint, suite, out, 8)
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1200)  # another Python imports lmms-eval meanwhile
 def test_kill_9_loses_nothing_that_was_answered(done: tuple[Path, Evaluation], tmp_path: Path, asked: list) -> None:
     arguments = [str(path) for path in (tiny_checkpoint(), small_suite(), tmp_path)]
     killed = subprocess.run([sys.executable, "-c", DIES, *arguments], capture_output=True, text=True)
@@ -257,24 +282,6 @@ def test_the_command_line_names_control_and_batch() -> None:
     command = command_line(tiny_checkpoint(), small_suite(), 16, "gate_closed", 8)
     assert "frames=16,control=gate_closed,batch=8" in command
     assert "--tasks videomme,mlvu_dev,mvbench,egoschema_subset,longvideobench_val_v" in command
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        ({"pred_answer": "A", "answer": "A", "score": 1.0}, True),
-        ({"pred_answer": "red B", "gt_answer": "A", "score": 0}, False),
-        ({"pred": 2, "ground_truth": "2"}, True),
-        ({"parsed_pred": "A", "answer": "C"}, False),
-    ],
-)
-def test_is_correct_by_hand(value: dict, expected: bool) -> None:
-    assert is_correct(value) is expected
-
-
-def test_an_unknown_metric_is_no_guess() -> None:
-    with pytest.raises(ValueError, match="unknown keys"):
-        is_correct({"bleu": 0.3})
 
 
 def test_bad_folders_are_one_sentence(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
 """The memo of features: equal to the bit with and without it, and nothing is decoded twice."""
 
+import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -10,14 +11,17 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from test_plugin import plugin, requests_for
 from tiny import small_suite
 
-from harness import video
+from harness import features, video
 from harness.errors import UserError
 from harness.features import Memo, Seen, encoding_key, see_ahead
 from harness.journal import Watched
 from harness.lmms_plugin import SlowFastMLLM
+from harness.progress import Progress
 from harness.video import VideoError, read_frames
 
 
@@ -231,6 +235,7 @@ def test_a_key_is_of_what_shapes_features() -> None:
     key = encoding_key(model.model, model.processor, 8, "pyav 1")
     assert encoding_key(model.model, model.processor, 16, "pyav 1") != key
     assert encoding_key(model.model, model.processor, 8, "pyav 2") != key
+    assert encoding_key(model.model, model.processor, 8, "pyav 1", "official") != key
     with torch.no_grad():
         model.model.language_model.lm_head.weight.add_(1)
         assert encoding_key(model.model, model.processor, 8, "pyav 1") == key  # no part of the encoder
@@ -244,6 +249,51 @@ def test_a_key_is_of_what_shapes_features() -> None:
     assert encoding_key(other.model, other.processor, 8, "pyav 1") != key
     assert encoding_key(plugin().model.to(torch.bfloat16), model.processor, 8, "pyav 1") != key
     assert encoding_key(plugin().model, plugin().processor, 8, "pyav 1") == key
+
+
+def no_room(*args: Any, **kwargs: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def no_room_says_safetensors(*args: Any, **kwargs: Any) -> None:
+    """As its writer says it, which is not Python's: recorded on a full file system."""
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+@pytest.mark.parametrize("fails", [no_room, no_room_says_safetensors], ids=["system", "safetensors"])
+def test_a_full_disk_fails_no_evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: Callable) -> None:
+    """It is said once, what was kept before serves, and nothing half written is left."""
+    said: list[str] = []
+    model, room = plugin(batch=7, features=tmp_path, workers=0), [3]
+
+    def save(*args: Any, **kwargs: Any) -> None:
+        room[0] -= 1
+        (save_file if room[0] >= 0 else fails)(*args, **kwargs)
+
+    monkeypatch.setattr(features, "save_file", save)
+    monkeypatch.setattr(
+        model, "progress", Progress(lambda event: said.append(event.name) if event.kind == "say" else 0)
+    )
+    expect_equal(answered(model))
+    assert room == [-1]  # after the first failure nothing more was tried
+    (told,) = [sentence for sentence in said if "kept" in sentence]
+    assert str(tmp_path) in told
+    assert "No space left on device" in told
+    assert len(kept(tmp_path)) == len(list(tmp_path.rglob("*.*"))) == 3
+    room[0] = 100
+    expect_equal(answered(plugin(batch=7, features=tmp_path, workers=0)))  # the next run, with room again
+    assert len(kept(tmp_path)) == 8
+
+
+def test_a_full_disk_on_which_no_folder_can_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "mkdir", no_room)
+    memo, said = Memo(tmp_path / "features", "key"), []
+    memo.say = said.append
+    (clip,) = clips(tmp_path, 1)
+    assert memo.missing([clip]) == [clip]
+    memo.save(clip, a_seen())
+    assert memo.load(clip) is None
+    assert len(said) == 1
 
 
 def test_a_folder_that_cannot_be_made_is_one_sentence(tmp_path: Path) -> None:

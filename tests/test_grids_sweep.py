@@ -1,13 +1,11 @@
 """A sweep from plan to rows with stages that take no time: what is skipped, retried, set aside, shared, told."""
 
-import os
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from fake_grids import GRID, calls, fake_suite, sweep
+from fake_grids import GRID, ROWS, calls, fake_suite, rows, store, sweep
 
 from harness.errors import TooManyFailures, UserError
 from harness.grids.launch import _in_this_process
@@ -17,16 +15,6 @@ from harness.grids.status import DONE, TO_DO
 from harness.grids.verb import CellsFailed
 from harness.row_store import RowStore
 from harness.rows import load_rows
-
-ROWS = [(cell, seed) for cell in ("one", "two+", "three@3") for seed in (0, 1)]
-
-
-def store(results: Path) -> RowStore:
-    return RowStore(results, "fake", "mini", 0)
-
-
-def rows(results: Path) -> list[tuple[str, int]]:
-    return [(row.cell, row.base_seed) for row in store(results).rows()]
 
 
 def broken(results: Path) -> Path:
@@ -307,17 +295,6 @@ def test_a_dry_run_lists_rows_and_runs_nothing(tmp_path: Path, capsys: pytest.Ca
     states = {line.split()[0]: line.split()[1:3] for line in lines[2:5]}
     assert states == {"one": ["done", "done"], "two+": ["failed", "failed"], "three@3": ["failed", "failed"]}
     assert "2 of 6 rows done, 4 failed before (retry=true tries again), 0 to do: nothing is left" in "\n".join(lines)
-
-
-def test_two_sweeps_at_once_compute_everything_once(tmp_path: Path) -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([os.environ["PYTHONPATH"], str(Path(__file__).parent)])}
-    command = [sys.executable, "-m", "fake_grids", str(tmp_path), "workers=20"]  # a second for each stage
-    sweeps = [subprocess.Popen(command, env=environment, stderr=subprocess.PIPE) for _ in range(2)]
-    for each in sweeps:
-        _, told = each.communicate(timeout=240)
-        assert each.returncode == 0, told.decode()
-    assert rows(tmp_path) == ROWS
-    assert len(calls(tmp_path)) == len(set(calls(tmp_path))) == 10
 
 
 @pytest.mark.parametrize(

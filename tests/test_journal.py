@@ -1,6 +1,9 @@
 """The answer journal: what survives a torn write, and what is refused."""
 
+import errno
+import io
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -24,8 +27,7 @@ def path(tmp_path: Path) -> Path:
 def test_entries_come_back(path: Path) -> None:
     journal = Journal.resume(path, BELONGS_TO)
     assert journal.entries == {entry.key: entry for entry in ENTRIES}
-    assert journal.has([("mlvu_dev", 0), ("mlvu_dev", 2)])
-    assert not journal.has([("mlvu_dev", 0), ("mlvu_dev", 3)])
+    assert list(journal.entries) == [("mlvu_dev", 0), ("mlvu_dev", 1), ("mlvu_dev", 2)]
 
 
 def test_every_append_is_on_disk_at_once(path: Path) -> None:
@@ -78,6 +80,28 @@ def test_a_damaged_line_in_the_middle_is_refused(path: Path, line: bytes, compla
         Journal.resume(path, BELONGS_TO)
 
 
+def test_a_full_disk_is_one_sentence_and_the_next_run_goes_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that did not fit is torn; it is answered again."""
+    journal, whole = Journal.resume(path, BELONGS_TO), path.read_bytes()
+    again = Entry("mlvu_dev", 3, "3.mp4", "red D", "D")
+
+    class Full(io.BytesIO):
+        def write(self, data: bytes) -> int:
+            os.write(descriptor, data[:20])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
+    monkeypatch.setattr(Path, "open", lambda *args, **kwargs: Full())
+    with pytest.raises(UserError, match=r"answers cannot be kept \(No space left on device\); make room there"):
+        journal.append([again])
+    monkeypatch.undo()
+    os.close(descriptor)
+    assert len(path.read_bytes()) == len(whole) + 20
+    resumed = Journal.resume(path, BELONGS_TO)
+    assert resumed.entries == {entry.key: entry for entry in ENTRIES}
+    assert path.read_bytes() == whole
+
+
 def test_some_other_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text('{"architecture": "slow_fast"}\n')
@@ -88,4 +112,4 @@ def test_some_other_file_is_refused(tmp_path: Path) -> None:
 def test_without_a_path_nothing_is_kept() -> None:
     journal = Journal.resume(None, BELONGS_TO)
     journal.append(ENTRIES)
-    assert journal.has([("mlvu_dev", 2)])
+    assert ("mlvu_dev", 2) in journal.entries

@@ -92,6 +92,7 @@ def run(copy: Path) -> subprocess.CompletedProcess:
     )
 
 
+@pytest.mark.slow
 def test_a_new_compressor_is_one_file_and_one_yaml(copy: Path) -> None:
     with pytest.raises(UserError, match="there is no compressor 'last_frames'; choose one of"):
         compose(["compressor=last_frames"])

@@ -5,18 +5,24 @@ import io
 import json
 import re
 import shutil
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import nbformat
 import numpy as np
+import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+from synthetic_rows import answers, evaluation, questions, row
 
 from harness import notebooks
 from harness.errors import UserError
+from harness.grids.grid import Grid
 from harness.notebooks import CellFailed, execute, find, main, tidied
+from harness.row_store import RowStore
 
 ROOT = Path(__file__).parents[1]
 NAMES = ["add_a_variant", "compute_vs_accuracy", "follow_one_video"]
@@ -102,6 +108,44 @@ def test_results_alone_are_enough_for_compute_vs_accuracy(tmp_path):
     assert len(pictures(done)) >= 2
     assert texts(done) == texts(committed(path.stem)), "save it again: python -m harness.notebooks --save"
     assert [path.name for path in (tmp_path / "results").iterdir()] == ["rows"]
+
+
+def test_runs_of_grids_stay_apart_and_cells_keep_their_names(tmp_path):
+    """compute_vs_accuracy's cells on grids, with rows that the committed ones may lack."""
+    shares = {("mini", 0): {"2": 0.5, "04": 0.9, "1e3": 0.7}, ("mini", 1): {"2": 0.3}, ("test", 0): {"2": 0.8}}
+    asked, expected = questions({"videomme": (9, 1), "egoschema": (20, 1)}), {}
+    for (scale, seed), cells in shares.items():
+        store = RowStore(tmp_path, "hybrid_layers", scale, seed)
+        told = {"order": 1, "question": "How many?", "paper": "two", "cost": "none", "time": "none", "reference": "2"}
+        store.begin(Grid(name="hybrid_layers", cells={cell: {} for cell in cells}, **told))
+        for number, (cell, share) in enumerate(cells.items()):
+            for base_seed in (0, 1):
+                samples = answers(asked, share, seed=10 * number + base_seed)
+                identity = {"grid": "hybrid_layers", "cell": cell, "scale": scale, "seed": seed, "base_seed": base_seed}
+                content = f"{scale}{seed}{cell}{base_seed}"
+                store.put(row(evaluation(samples), **identity, content_hash=content), samples)
+        expected[f"hybrid_layers_{scale}_seed{seed}"] = store.frame().groupby("cell")["average"].mean().to_dict()
+    RowStore(tmp_path, "gates", "mini", 0).begin(Grid(name="gates", cells={"2": {}}, **told))  # begun, without rows
+    shown = []
+    around = {"RESULTS": tmp_path, "pd": pd, "plt": plt, "COLOURS": ["k"] * 3, "display": shown.append}
+    sources = [cell.source for cell in code(committed("compute_vs_accuracy"))]
+    first = next(place for place, source in enumerate(sources) if "grids_in(" in source)
+    usual = plt.get_backend()
+    plt.switch_backend("agg")
+    try:
+        with redirect_stdout(io.StringIO()) as said:
+            for source in sources[first : first + 2]:
+                exec(source, around)
+        marks = [sorted(line.get_xdata()) for line in plt.gcf().axes[0].lines]
+    finally:
+        plt.close("all")
+        plt.switch_backend(usual)
+    assert said.getvalue() == f"3 runs of grids: {', '.join(expected)}\n"
+    (made,) = shown
+    assert made.loc["hybrid_layers_mini_seed0", ["lowest", "highest"]].tolist() == ["2", "04"]
+    assert made["its average"].to_dict() == {name: round(min(cells.values()), 1) for name, cells in expected.items()}
+    assert made["base seeds"].tolist() == [2, 2, 2]
+    assert marks == [sorted(cells.values()) for cells in reversed(expected.values())]
 
 
 @pytest.mark.slow

@@ -122,6 +122,7 @@ def test_claims_come_with_their_interval_and_lead_to_their_grid(text):
     claims = text[text.index('<section id="claims">') : text.index('<section id="published">')]
     assert ">1.235 [0.5, 1.5] points<" in claims
     assert '<td class="up">reproduced</td>' in claims
+    assert "2 reproduced, 2 owed. Each verdict is" in claims
     assert '<a href="#gates_mini">make ablate GRID=gates</a>' in claims
     assert '<td data-s="1.23456"><a href="#gates_mini">1.235 [0.5, 1.5] points</a></td>' in claims
     assert "<td>python -m harness table scale=paper (not there yet)</td>" in claims
@@ -133,10 +134,36 @@ def test_controls_study_and_profiles_have_sections(text, page, results):
     assert {"controls", "plug-and-play", "profiles"} <= set(page.ids)
     section = text[text.index('<section id="controls">') : text.index('<section id="plug-and-play">')]
     line = pd.read_csv(results / "tables" / "controls_mini.csv").iloc[0]
-    assert f">{line['average']:.1f} [{line['average_lo']:.1f}, {line['average_hi']:.1f}]<" in section
+    assert f">{line['average']:+.1f} [{line['average_lo']:+.1f}, {line['average_hi']:+.1f}]<" in section
+    assert "slow_fast minus compressor_only at 128 frames" in section
+    profiles = text[text.index('<section id="profiles">') : text.index('<section id="claims">')]
+    assert ">slow K/V projected again<" in profiles
     drawn = [path.stem for path in (results / "profiles" / "figures").glob("*.svg")]
     assert {f"profiles-figures-{name}" for name in drawn} <= set(page.ids)
     assert {"figures-accuracy_vs_frames", "figures-book-accuracy_vs_frames"} <= set(page.ids)
+
+
+def test_a_grids_table_begins_with_what_is_compared_and_ends_in_a_sentence(text, results):
+    section = text[text.index('<section id="gates_mini"') :]
+    heads = re.findall(r'<th scope="col"[^>]*>(.*?)</th>', section[: section.index("</thead>")])
+    assert heads[:6] == ["cell", "average", "difference", "p (Holm)", "prefill 7B", "model 7B"]
+    made = pd.read_csv(results / "tables" / "ablations" / "gates_mini.csv")
+    below = int(((made["p_holm"] < 0.05) & (made["difference"] < 0)).sum())
+    assert below
+    assert f"Against the reference: {below} below" in section
+    assert f"A difference of {made['detectable'].median():.1f} points" in section
+
+
+def test_the_list_of_the_front_stands_above_all_points(results):
+    with matplotlib.rc_context(SETTINGS):
+        figure = pareto.pareto(points([*main_parts(results), *grid_parts(results)]))
+        figure.draw_without_rendering()
+        for axes in figure.axes:
+            (listed,) = [text for text in axes.texts if text.get_text().startswith("on the front")]
+            bottom = axes.transData.inverted().transform(listed.get_window_extent().p0)[1]
+            tops = [line.get_ydata().max() for line in axes.lines if len(line.get_ydata())]
+            assert bottom > max(tops)
+            assert max(axes.get_yticks()) <= 100
 
 
 def test_a_difference_is_coloured_by_its_corrected_p():
@@ -259,6 +286,7 @@ def test_points_are_the_tables_and_equal_rows_are_one_point(results):
         abs=1e-3,
     )
     assert len(plain_points(book)) == 8  # the grids' rows are the main table's
+    assert len(plain_points(book.assign(hashes=range(len(book))))) == 8  # made again by other code: the same points
 
 
 def test_cells_of_another_base_encoder_or_budget_are_no_plain_points(results):
@@ -266,10 +294,10 @@ def test_cells_of_another_base_encoder_or_budget_are_no_plain_points(results):
     apart = {
         "slow_fast@128": "frames=128 scale.base.first_layer_reading=0",
         "slow_fast@64": "encoder.width=24",
-        "slow_fast@32": "compressor=perceiver_resampler compressor.depth=2",
         "slow_fast@16": "compressor=official gate.scale=2",
     }
     book["overrides"] = book["cell"].map(apart).fillna("")
+    book["budget_7b"] = book["cell"].map({"slow_fast@32": "other", "self_attention@32": "scaled"}).fillna("same")
     assert left_out(book) == ["slow_fast@32", "slow_fast@64", "slow_fast@128"]
     assert set(book["cell"]) - set(plain_points(book)["cell"]) == set(left_out(book))
     with matplotlib.rc_context(SETTINGS):

@@ -113,7 +113,7 @@ def test_mistakes_are_found_before_any_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mistakes = {
-        "scale=paper": "not there yet",
+        "scale=paper": "scale=paper: this verb trains models from scratch",
         "scale.adapt.steps=9": "scale.plug_and_play.steps=",
         "placement=none": "with hybrid layers: leave out",
         "architecture=slow_fast_official": "the study converts to slow_fast with",

@@ -21,7 +21,6 @@ from architectures import SlowFastForConditionalGeneration, SlowFastProcessor
 from harness import video
 from harness.benchmarks import BENCHMARKS, LETTERS, benchmark_of_task
 from harness.errors import UserError
-from harness.evaluate import is_correct
 from harness.journal import UNPARSED
 from harness.lmms_plugin import SlowFastMLLM
 from harness.lmms_requests import Question, cut, option_letter, plan_batches, read_questions
@@ -73,10 +72,10 @@ def tiny_model() -> tuple[SlowFastForConditionalGeneration, SlowFastProcessor]:
     return model, SlowFastProcessor.from_pretrained(folder)
 
 
-def asked_alone(question: Question, slow: Path | None = None) -> str:
+def asked_alone(question: Question, slow: Path | None = None, seen: video.Decoded | None = None) -> str:
     """The model's answer to one question by `generate`: no batch, no padding, no shared features."""
     model, processor = tiny_model()
-    seen = read_frames(question.path, FRAMES)
+    seen = seen or read_frames(question.path, FRAMES)
     inputs = dict(processor(text=[question.prompt], videos=[seen.frames_THWC], times=[seen.times_T]))
     if slow is not None:
         other = read_frames(slow, FRAMES)
@@ -190,6 +189,11 @@ def test_gate_closed_is_the_model_without_warm_up() -> None:
         ({"frames": True}, "frames=True: give a whole number"),
         ({"frame": 16}, "unknown model argument 'frame': use one of pretrained, frames"),
         ({"batch_size": "many"}, "batch size 'many'"),
+        ({"dtype": "int8"}, "dtype='int8': use one of bfloat16, float16, float32"),
+        ({"device": "gpu"}, "device=gpu: torch knows no such device"),
+        ({"prompts": "theirs"}, "unknown prompts 'theirs': use one of lmms_eval, official"),
+        ({"sampling": "random"}, "unknown sampling rule 'random': use one of uniform, official"),
+        ({"answer_tokens": 0}, "answer_tokens=0: give a whole number of at least 1"),
         ({"pretrained": "nowhere"}, "nowhere is no checkpoint folder"),
     ],
 )
@@ -309,4 +313,4 @@ def test_word_and_letter_score_as_the_letter_says() -> None:
         for doc in docs:
             for letter in LETTERS[: benchmark.n_options(doc)]:
                 value = process_results(doc, [f"red {letter}"])[benchmark.metric]
-                assert is_correct(value) == (letter == benchmark.target_letter(doc)), (name, doc, letter)
+                assert benchmark.is_correct(value) == (letter == benchmark.target_letter(doc)), (name, doc, letter)

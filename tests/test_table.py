@@ -267,13 +267,13 @@ def test_every_row_of_the_shipped_table_can_be_built() -> None:
     [
         (["table", "rows=[slow_fast@x]"], "rows: 'slow_fast@x' is not ARCHITECTURE@FRAMES"),
         (["table", "rows=[nonsense@16]"], "rows: 'nonsense@16' is not ARCHITECTURE@FRAMES"),
-        (["table", "scale=paper"], "training and evaluation at paper scale are not there yet"),
-        (["controls", "scale=paper"], "training and evaluation at paper scale are not there yet"),
-        (["train", "scale=paper"], "training and evaluation at paper scale are not there yet"),
-        (
-            ["evaluate", "scale=paper", "checkpoint=x"],
-            "training and evaluation at paper scale are not there yet",
-        ),
+        (["table", "scale=paper"], "scale=paper needs data=FOLDER, the folder of the real benchmarks"),
+        (["controls", "scale=paper"], "scale=paper: this verb trains models from scratch"),
+        (["train", "scale=paper"], "scale=paper: this verb trains models from scratch"),
+        (["suite", "scale=paper"], "name the folder of the real benchmarks: data=FOLDER"),
+        (["table", "prompts=official"], "prompts=official changes nothing here: prompts is for scale=paper"),
+        (["ablate", "grid=gates", "online=true"], "online=true changes nothing here: online is for scale=paper"),
+        (["controls", "dry_run=true"], "dry_run: the verb controls has no plan to print; ablate and table have"),
         (["table", "gate=nope"], "there is no gate 'nope'; choose one of"),
         (["table", "frames=many"], "frames takes a whole number, not 'many'"),
         (["table", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none, rotary"),
@@ -304,7 +304,7 @@ def test_every_row_of_the_shipped_table_can_be_built() -> None:
         (["table", "suite=nowhere"], "nowhere is no evaluation suite"),
         (["evaluate", "checkpoint=nowhere"], "checkpoint=nowhere: no folder of a saved model"),
         (["controls", "rows=[slow_fast@128]"], "controls need compressor_only@128 among the rows"),
-        (["plot", "scale=paper"], "main_paper_seed0.samples.parquet does not exist"),
+        (["plot", "scale=paper"], "holds no rows of paper scale; `make reproduce-table SCALE=paper` makes them"),
     ],
 )
 def test_a_mistake_ends_in_one_sentence_before_any_work(

@@ -150,7 +150,7 @@ def test_decode_ahead_is_bounded_and_concurrent(monkeypatch: pytest.MonkeyPatch)
     both = threading.Barrier(2, timeout=20)
     started = []
 
-    def slow(path: str, frames: int, decoder: str) -> str:
+    def slow(path: str, frames: int, decoder: str, sampling: str) -> str:
         started.append(path)
         if path in "01":
             both.wait()  # passes only if two decodes run at once

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig
 
-from harness.commands import complain_of, refuse_paper_scale
+from harness.commands import complain_of, expect_mini
 from harness.errors import UserError
 from harness.grids.cells import composed, key_of, settings_of
 from harness.grids.grid import ALL, GRIDS, Grid, all_grids, load_grid
@@ -21,7 +21,7 @@ from harness.row_store import RowStore
 from harness.settings import ABLATE, MAIN, Reuse
 
 OF_THE_VERB = {item for item in ABLATE.schema.__dataclass_fields__ if item not in MAIN.schema.__dataclass_fields__}
-OF_THE_COMMAND = OF_THE_VERB | {"jobs", "runs_dir", "results_dir", "output", "suite"}
+OF_THE_COMMAND = OF_THE_VERB | {"jobs", "runs_dir", "results_dir", "output", "suite", "dry_run", "online", "submit"}
 """Settings that say where and how, and not what a cell is."""
 NOT_IN_A_GRID = OF_THE_COMMAND | {"seed", "base_seeds", "scale", "rows", "checkpoint", "workers", "batch_size"}
 
@@ -76,7 +76,7 @@ def ablate(settings: DictConfig, overrides: Sequence[str]) -> None:
     Raises UserError for a mistake in a grid or in what was typed; after everything else is done CellsFailed (exit 1) if
     cells failed or a grid could not be run, or TooManyFailures (exit 3) if too many questions had no answer.
     """
-    refuse_paper_scale(settings)
+    expect_mini(settings, overrides)
     folder = GRIDS if settings.grids_dir is None else Path(settings.grids_dir)
     if settings.grid is None:
         raise UserError(

@@ -9,7 +9,7 @@ from jinja2 import Environment, StrictUndefined
 
 from harness.layout import escaped_md
 from harness.paths import write_text
-from harness.reports import grids
+from harness.reports import grids, remarks
 from harness.reports.answers import answers, short
 from harness.reports.grid_foot import duration, missing, missing_rows
 from harness.reports.grid_result import OWN_STAGES, GridResult
@@ -83,6 +83,7 @@ def _entry(grid: "Grid", found: Sequence[GridResult], failed: Sequence[str]) -> 
         "scale": shown.scale,
         "answers": answers(shown),
         "short": short(shown),
+        "remarks": remarks.sentences(shown.rows, shown.grid.reference),
         "missing": missing(shown),
         "changed": shown.grid != grid,
         "own": duration(seconds["own"]),

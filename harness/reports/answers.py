@@ -31,12 +31,15 @@ def answers(result: GridResult) -> list[Answer]:
 def short(result: GridResult) -> str:
     """How many cells lie above the reference, below it, or cannot be told from it."""
     found = result.differences
-    if found.empty:
-        return "nothing to compare yet"
+    return "nothing to compare yet" if found.empty else f"{counts(found)} (reference: `{result.grid.reference}`)"
+
+
+def counts(found: pd.DataFrame) -> str:
+    """The same in numbers, of comparisons with their `difference` and `p_holm`: `1 above, 3 not told apart`."""
     differs = found["p_holm"] < LEVEL
     above, below = int((differs & (found["difference"] > 0)).sum()), int((differs & (found["difference"] < 0)).sum())
-    counts = [(above, "above"), (below, "below"), (len(found) - above - below, "not told apart")]
-    return f"{', '.join(f'{n} {what}' for n, what in counts if n)} (reference: `{result.grid.reference}`)"
+    each = [(above, "above"), (below, "below"), (len(found) - above - below, "not told apart")]
+    return ", ".join(f"{n} {what}" for n, what in each if n)
 
 
 def _of_suite(result: GridResult, suite: Suite) -> Answer:

@@ -15,8 +15,14 @@ from harness.reports.evidence import Evidence, Find, Finding
 REPRODUCED, REFUTED, OWED = "reproduced", "refuted", "owed"
 NEGLIGIBLE = 3.0
 """Percentage points of the average that are taken for no difference: about what two base seeds can tell."""
+OURS = "ours"  # the source of claims that the paper does not make
 DIFFERS = f"p (Holm, over the grid's comparisons) is below {LEVEL:.0%}"
 AGREE = "owed wherever base seeds differ in sign"
+
+
+def grid_command(name: str) -> str:
+    """What makes a grid's rows."""
+    return f"make ablate GRID={name}"
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,14 @@ def at_most(limit: float) -> Rule:
     return Rule(
         f"reproduced if all of it lies at or below {limit:g}; refuted if all of it lies above; else owed",
         lambda found: _decided(found.hi <= limit, found.lo > limit),
+    )
+
+
+def more_than(limit: float) -> Rule:
+    """The figure passes `limit`."""
+    return Rule(
+        f"reproduced if all of it lies above {limit:g}; refuted if all of it lies at or below; else owed",
+        lambda found: _decided(found.lo > limit, found.hi <= limit),
     )
 
 

@@ -22,6 +22,8 @@ from harness.statistics import AVERAGE, LEVEL, Scores
 POINTS = "percentage points"
 MAIN_SCALE, MAIN_SEED = "mini", 0
 SCALES = (MAIN_SCALE, "paper")  # that claims are decided at, in this order; others are for trying things out
+AGAIN, KEPT = "slow K/V projected again", "slow K/V kept"  # as harness/speed/model.py calls them
+PROJECTED_FRAMES = 128
 SIXTEEN = f"{BASELINE[0]}@{BASELINE[1]}"
 
 
@@ -273,6 +275,37 @@ def log_slope(architecture: str, scope: str, how: str) -> Find:
         return Finding(row["slope"], row["low"], row["high"], f"log-log slope, {frames}", "1: linear", scale)
 
     return find
+
+
+def projecting_again_counted(evidence: Evidence) -> Finding | None:
+    """A token of slow-fast generated behind 128 frames with slow keys and values projected again, over one with these
+    kept: FLOPs at 7B, in percent. Counted, so without an interval."""
+    table = evidence.profile("profile_paper.csv")
+    if table is None:
+        return None
+    rows = table[table["architecture"].eq("slow_fast") & table["frames"].eq(PROJECTED_FRAMES)]
+    if rows.empty:
+        return None
+    row = rows.iloc[0]  # both budgets have as many fast tokens at 128 frames
+    more = 100 * (row["decode_step_flop_reprojecting"] / row["decode_step_flop"] - 1)
+    unit = f"% more FLOPs a generated token, {PROJECTED_FRAMES} frames"
+    return Finding(more, more, more, unit, KEPT, "7B, counted without weights")
+
+
+def projecting_again_measured(evidence: Evidence) -> Finding | None:
+    """The same of milliseconds; the range is that of the quartiles, one's first over the other's third and so on."""
+    table = evidence.profile("bench.csv")
+    if table is None:
+        return None
+    steps = table[table["part"].eq("decode step") & table["what"].eq(f"one token behind {PROJECTED_FRAMES} frames")]
+    by_variant = steps.set_index("variant")
+    if not {AGAIN, KEPT} <= set(by_variant.index):
+        return None
+    again, kept = by_variant.loc[AGAIN], by_variant.loc[KEPT]
+    ends = (("value", "value"), ("quartile_1", "quartile_3"), ("quartile_3", "quartile_1"))
+    more = [100 * (again[one] / kept[other] - 1) for one, other in ends]
+    unit = f"% more time a generated token, {PROJECTED_FRAMES} frames (range: quartiles of {again['rounds']} rounds)"
+    return Finding(*more, unit, KEPT, "mid-size model, measured")
 
 
 def nothing(evidence: Evidence) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from harness import foot
+from harness.reports import remarks
 from harness.reports.grid_result import GridResult
 from harness.row_store import Failure
 from harness.statistics import DRAWS, LEVEL, QUESTION
@@ -49,6 +50,7 @@ def lines(result: GridResult) -> list[str]:
         *compared(result),
         foot.FLOPS,
         COSTS.format(reference=result.grid.reference),
+        *remarks.lines(rows, result.grid.reference),
         *foot.made_lines(rows),
         *foot.failure_lines(result.samples),
         *missing(result),

@@ -5,6 +5,7 @@ import pandas as pd
 from harness import statistics
 from harness.layout import NONE, TITLES, Block, Columns, Interval, intervals
 from harness.report import CHANCE, SCORES, chance_line, shared
+from harness.reports import remarks
 from harness.reports.grid_result import BY, GridResult
 from harness.statistics import AVERAGE
 
@@ -49,7 +50,10 @@ COLUMNS = {
     "slow_tokens": "video tokens read by cross-attention",
     "prefill_mflop_mini": "LLM prefill of the model measured, MFLOP = 2 x MAC",
     "prefill_tflop_7b": "LLM prefill at the 7B configuration, TFLOP = 2 x MAC",
-    "prefill_over_reference_pct": "the same over the grid's reference, percent",
+    remarks.TOKENS: "video tokens in the prompt at the 7B configuration; empty where the rows do not say",
+    remarks.BUDGET: "these against the reference's: "
+    + "; ".join(f"`{name}`: {text}" for name, text in remarks.BUDGETS.items()),
+    "prefill_over_reference_pct": "prefill_tflop_7b over the grid's reference, percent",
     "prefill_over_16_frames_pct": "the same over self_attention at 16 frames, percent; empty without such a cell",
     "model_tflop_7b": "whole model at the 7B configuration, with the vision tower, TFLOP = 2 x MAC",
     "model_over_reference_pct": "the same over the grid's reference, percent",
@@ -71,7 +75,9 @@ def table(result: GridResult) -> pd.DataFrame:
         _put_scores(made, statistics.bootstrap(_by_samples(result, suite.cells)), {BOTH: SAMPLES})
     _put_differences(made, result)
     _put_overheads(made, result)
-    return pd.DataFrame([*made.to_dict("records"), *chance_lines(result)]).reindex(columns=[*COLUMNS, *seeds])
+    made = made.join(remarks.budgets(result.rows, result.grid.reference)[[remarks.TOKENS, remarks.BUDGET]])
+    whole = pd.DataFrame([*made.to_dict("records"), *chance_lines(result)]).reindex(columns=[*COLUMNS, *seeds])
+    return whole.astype({remarks.TOKENS: "Int64"})
 
 
 def chance_lines(result: GridResult) -> list[dict]:
@@ -154,8 +160,8 @@ def counts_block(measured: pd.DataFrame) -> Block:
 
 
 def cost_block(measured: pd.DataFrame) -> Block:
-    """FLOPs of one video at 7B in both scopes, and what they are over the reference and over 16 frames."""
-    columns: Columns = [_names(measured)]
+    """Fast tokens and FLOPs of one video at 7B, both scopes; what the latter are over the reference and 16 frames."""
+    columns: Columns = [_names(measured), ("fast\ntokens\n7B", _tokens_7b(measured))]
     for head, scope in (("prefill", "prefill"), ("model", "model")):
         over = measured[f"{scope}_over_reference_pct"], measured[f"{scope}_over_16_frames_pct"]
         columns += [
@@ -251,6 +257,11 @@ def _families(result: GridResult) -> Columns:
 
 def _numbers(values: pd.Series, form: str, unit: str = "") -> list[str]:
     return [NONE if pd.isna(value) else f"{value:{form}}{unit}" for value in values]
+
+
+def _tokens_7b(measured: pd.DataFrame) -> list[str]:
+    both = zip(measured[remarks.TOKENS], measured[remarks.BUDGET], strict=True)
+    return [NONE if pd.isna(tokens) else remarks.marked(tokens, budget) for tokens, budget in both]
 
 
 def _p(values: pd.Series) -> list[str]:

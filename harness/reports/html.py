@@ -12,6 +12,7 @@ import jinja2
 import pandas as pd
 
 from harness.paths import write_text
+from harness.reports import remarks
 from harness.reports.grid_foot import missing_rows
 from harness.reports.grid_result import lacking
 from harness.reports.grids import ABLATIONS
@@ -26,6 +27,7 @@ from harness.reports.page_tables import (
     answers,
     category_table,
     published_table,
+    summary,
 )
 from harness.reports.published import beside, read_published
 from harness.row_store import grids_in
@@ -141,6 +143,8 @@ def _grid(part: Part, figures: Figures, results: Path) -> dict[str, Any]:
         "seed": part.seed,
         "grid": grid,
         "table": answers(part),
+        "summary": summary(part),
+        "remarks": remarks.lines(part.rows[part.rows["cell"].isin(part.cells)], grid.reference),
         "missing": missing_rows(part.store.failures(), lacking(grid, part.rows)[1]),
         "categories": category_table(part),
         "figure": _figure(figures, path, title, results),

@@ -11,9 +11,15 @@ from harness.reports.page_tables import Cell, Table
 
 CLAIMS = "claims.csv"
 KINDS = {"reproduced": "up", "refuted": "down"}
-PARTS = {"make profile": "profiles", "make scaling": "profiles", "make plug-and-play": "plug-and-play"}
+PARTS = {
+    "make profile": "profiles",
+    "make scaling": "profiles",
+    "make bench": "profiles",
+    "make plug-and-play": "plug-and-play",
+}
 """Commands of no grid -> the id of the page's section that shows what they make."""
-FIRST = ("claim", "verdict", "figure")
+FIRST = ("claim", "verdict", "figure", "control", "p_holm", "by_seed", "scale")
+LAST = ("id",)
 
 
 def claims_table(results: Path, places: Mapping[str, str], sections: set[str]) -> Table | None:
@@ -28,13 +34,15 @@ def claims_table(results: Path, places: Mapping[str, str], sections: set[str]) -
         return None
     claims = pd.read_csv(path)
     shown = [name for name in claims if name not in ("lo", "hi", "unit")]
-    columns = [*(name for name in FIRST if name in shown), *(name for name in shown if name not in FIRST)]
+    others = [name for name in shown if name not in (*FIRST, *LAST)]
+    columns = [name for name in (*FIRST, *others, *LAST) if name in shown]
     lines = []
     for claim in claims.to_dict("records"):
         to = place_of(claim.get("command"), places, sections)
         lines.append([_cell(name, claim, to) for name in columns])
-    caption = "Each claim with its verdict, at the scale named; figures and commands lead to what decided it."
-    return Table(caption, [(name.replace("_", " "), "") for name in columns], lines, [])
+    counted = ", ".join(f"{count} {verdict}" for verdict, count in claims["verdict"].value_counts().items())
+    caption = f"{counted}. Each verdict is of the scale named; figures and commands lead to what decided it."
+    return Table(caption, [(name.replace("_", " "), "") for name in columns], lines, numeric=False)
 
 
 def place_of(command: object, places: Mapping[str, str], sections: set[str]) -> str:

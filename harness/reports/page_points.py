@@ -12,6 +12,7 @@ from pathlib import Path
 import pandas as pd
 
 from harness.errors import UserError
+from harness.reports import remarks
 from harness.reports.grid_table import BOTH
 from harness.reports.grid_table import SAMPLES as BY_SAMPLES
 from harness.reports.grids import ABLATIONS
@@ -20,20 +21,24 @@ from harness.rows import read_rows, seed_suffix
 from harness.statistics import AVERAGE
 
 MAIN = "main"  # the source that is no grid
-APART = ("scale.", "encoder.", "encoder=", "compressor=perceiver_resampler")
+APART = ("scale.", "encoder.", "encoder=")
 """What sets cells apart from the others' scores or costs: another base, another encoder (whose 7B figures are not
-its own), a compressor whose 7B budget of fast tokens is not its mini one (see ablations/compressors.yaml)."""
+its own). So does a budget of fast tokens at 7B that is not the measured one (see harness/reports/remarks.py)."""
+SAME_POINT = ["suite_fingerprint", "architecture", "frames", AVERAGE, "prefill_tflop_7b", "model_tflop_7b"]
+"""Rows that agree in these are one model, made for two tables by code of different days."""
 POINTS = {
     "source": "`main`, or the grid's name",
     "cell": "ARCHITECTURE@FRAMES, or the grid's name of the cell",
     "line": "the line of the grid's figure that it lies on, else its architecture",
     "axis": "what the grid varies, if it is one number",
-    **dict.fromkeys(("architecture", "frames", "control", "world", "suite_fingerprint"), "as in the row"),
+    "architecture": "as in the row; where that has hybrid layers and the cell has none, with these words",
+    **dict.fromkeys(("frames", "control", "world", "suite_fingerprint"), "as in the row"),
     **{f"{AVERAGE}{end}": "as in the table" for end in ("", "_lo", "_hi")},
     "prefill_tflop_7b": "LLM prefill at 7B, TFLOP = 2 x MAC",
     "model_tflop_7b": "whole model at 7B, TFLOP = 2 x MAC",
     "prefill_over_pct": "LLM prefill over self_attention at 16 frames, percent",
     "model_over_pct": "whole model over the same, percent",
+    remarks.BUDGET: "as in the grid's table",
     "overrides": "what the cell differs by, as typed",
     "hashes": "content hashes of its rows: equal hashes are equal points",
 }
@@ -85,13 +90,13 @@ def points(parts: Iterable[Part]) -> pd.DataFrame:
 
 
 def plain_points(book: pd.DataFrame) -> pd.DataFrame:
-    """The points that can stand beside each other: no control, the plain world, nothing of APART, each row set once."""
-    plain = book[_plain(book) & ~_apart(book)]
-    return plain.drop_duplicates("hashes", ignore_index=True)
+    """The points that can stand beside each other: no control, the plain world, none set apart, each row set once."""
+    plain = book[_plain(book) & ~_apart(book)].drop_duplicates("hashes")
+    return plain.drop_duplicates(SAME_POINT, ignore_index=True)
 
 
 def left_out(book: pd.DataFrame) -> list[str]:
-    """The cells that would be among `plain_points` if it were not for APART."""
+    """The cells that would be among `plain_points` if they were not set apart."""
     return list(dict.fromkeys(book[_plain(book) & _apart(book)]["cell"]))
 
 
@@ -100,7 +105,8 @@ def _plain(book: pd.DataFrame) -> pd.Series:
 
 
 def _apart(book: pd.DataFrame) -> pd.Series:
-    return book["overrides"].map(lambda typed: any(text.startswith(APART) for text in typed.split())).astype(bool)
+    typed = book["overrides"].map(lambda typed: any(text.startswith(APART) for text in typed.split())).astype(bool)
+    return typed | book[remarks.BUDGET].eq(remarks.OTHER)
 
 
 def _main(path: Path, results: Path, strict: bool) -> Part | None:
@@ -157,6 +163,8 @@ def _points(part: Part) -> pd.DataFrame:
         name: table["cell"].map(first[name]) if name in first else default
         for name, default in (("architecture", ""), ("frames", 0), ("control", "none"), ("world", "plain"))
     }
+    without = table["cell"].isin(remarks.without_hybrid_layer(part.rows))
+    of_row["architecture"] = of_row["architecture"].mask(without, of_row["architecture"] + ", no hybrid layer")
     ends = "overhead_7b_pct" if part.store is None else "over_16_frames_pct"
     hashes = part.rows.groupby("cell")["content_hash"].agg(lambda found: " ".join(sorted(found)))
     line = table["line"] if "line" in table else pd.Series(index=table.index, dtype=object)
@@ -169,5 +177,6 @@ def _points(part: Part) -> pd.DataFrame:
         prefill_over_pct=table[f"prefill_{ends}"],
         model_over_pct=table[f"model_{ends}"],
         overrides=[_typed(first, cell) for cell in table["cell"]],
+        **{remarks.BUDGET: table.get(remarks.BUDGET, "")},
         hashes=table["cell"].map(hashes),
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from harness.reports import remarks
 from harness.reports.page_points import Part
 
 PER_ROW = {  # of each base seed, under these heads
@@ -57,13 +58,19 @@ def _cell(part: Part, cell: str, group: pd.DataFrame, common: Mapping[str, str],
         "id": anchor(part, cell),
         "name": cell,
         "overrides": list(first.get("overrides", [])),
-        "facts": [*((name, shown(first[name])) for name in SHARED if name in group), *_suite(first)],
+        "facts": [*((name, shown(first[name])) for name in SHARED if name in group), *_remarks(group), *_suite(first)],
         "config": sorted(own.items()),
         "failure_kinds": kinds,
         "heads": [head for name, head in PER_ROW.items() if name in group],
         "rows": [[_value(name, row) for name in PER_ROW if name in group] for _, row in group.iterrows()],
         "samples": each_once(link(part.rows_file.parent / name, page) for name in group["samples"]),
     }
+
+
+def _remarks(group: pd.DataFrame) -> list[tuple[str, str]]:
+    """What a cell's architecture alone would not say."""
+    without = remarks.without_hybrid_layer(group)
+    return [("hybrid layers", "none, so that nothing reads the slow tokens")] if without else []
 
 
 def _suite(row: pd.Series) -> list[tuple[str, str]]:

@@ -1,15 +1,15 @@
 """The page's tables: cells of text with what they are sorted by and where they lead."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from harness.benchmarks import BENCHMARKS
 from harness.layout import NONE, TITLES
-from harness.reports import heat
-from harness.reports.answers import LEVEL
+from harness.reports import heat, remarks
+from harness.reports.answers import LEVEL, counts
 from harness.reports.page_points import MAIN, Part
 from harness.reports.page_rows import anchor
 from harness.statistics import AVERAGE
@@ -21,6 +21,8 @@ MEANINGS = {
     f"where p (Holm) is below {LEVEL:.0%}",
     "p (Holm)": "two-sided, from the same draws of videos and base seeds, corrected over the grid",
     "prefill 7B": "LLM prefill at the 7B configuration, TFLOP = 2 x MAC",
+    "fast tokens 7B": f"video tokens in the prompt at the 7B configuration; {remarks.MARKED}: not as many as the "
+    "grid's reference has",
     "model 7B": "whole model at the 7B configuration, vision tower included, TFLOP = 2 x MAC",
     "failed": "answers that failed, counted as wrong",
     "gain": "gain of the average over self_attention at 16 frames, percent of the latter",
@@ -44,7 +46,8 @@ class Table:
     caption: str
     heads: list[tuple[str, str]]
     lines: list[list[Cell]]
-    fixed: list[list[Cell]]
+    fixed: list[list[Cell]] = field(default_factory=list)
+    numeric: bool = True  # else its columns are of text
 
 
 def answers(part: Part) -> Table:
@@ -61,20 +64,33 @@ def answers(part: Part) -> Table:
 
 
 def columns(part: Part) -> dict[str, Callable[[dict, str], Cell]]:
-    """Head -> what makes a line's cell, for the columns that the part's table has."""
+    """Head -> what makes a line's cell, for the columns that the part's table has: what is compared comes first."""
     made: dict[str, Callable[[dict, str], Cell]] = {AVERAGE: interval(AVERAGE)}
     if part.name == MAIN:
         made["gain"] = number("relative_gain_pct", "+.1f", "%")
     elif part.table["difference"].notna().any():
         made["difference"] = interval("difference", signed=True)
         made["p (Holm)"] = p_value("p_holm")
+    made["prefill 7B"] = number("prefill_tflop_7b", ",.2f")
+    if remarks.TOKENS in part.table and part.table[remarks.TOKENS].notna().any():
+        made["fast tokens 7B"] = _tokens_7b
+    made["model 7B"] = number("model_tflop_7b", ",.1f")
     made |= {TITLES[name]: interval(name) for name in BENCHMARKS if name in part.table}
     if MLVU_SAMPLES in part.table and part.table[MLVU_SAMPLES].notna().any():
         made["MLVU, mean over samples"] = interval(MLVU_SAMPLES)
-    made["prefill 7B"] = number("prefill_tflop_7b", ",.2f")
-    made["model 7B"] = number("model_tflop_7b", ",.1f")
     made["failed"] = number("failures", ".0f")
     return made
+
+
+def summary(part: Part) -> str:
+    """What a grid's comparisons come to, in a sentence; empty if nothing is compared."""
+    found = part.measured[part.measured["difference"].notna()]
+    if found.empty:
+        return ""
+    return (
+        f"Against the reference: {counts(found)}. A difference of {found['detectable'].median():.1f} points (median "
+        "over the comparisons) would be found with 80% power."
+    )
 
 
 def interval(name: str, signed: bool = False) -> Callable[[dict, str], Cell]:
@@ -111,6 +127,14 @@ def number(name: str, form: str, unit: str = "") -> Callable[[dict, str], Cell]:
     return make
 
 
+def _tokens_7b(line: dict, to: str) -> Cell:
+    """Fast tokens at 7B, marked where they are not the reference's."""
+    tokens = line[remarks.TOKENS]
+    if pd.isna(tokens):
+        return Cell(NONE, "", "")
+    return Cell(remarks.marked(tokens, line[remarks.BUDGET]), float(tokens), to)
+
+
 def p_value(name: str) -> Callable[[dict, str], Cell]:
     """A p value."""
 
@@ -135,7 +159,7 @@ def category_table(part: Part) -> Table:
             fields = [_field(share.loc[(name, category)].get(cell), part, cell) for cell in part.cells]
             lines.append([Cell(f"{benchmark.title}: {category}"), Cell(str(count), count), *fields])
     heads = [("category", ""), ("answers", "of one cell, all base seeds"), *((cell, "") for cell in part.cells)]
-    return Table("Percent right; darker is less. Every number leads to its rows.", heads, lines, [])
+    return Table("Percent right; darker is less. Every number leads to its rows.", heads, lines)
 
 
 def _field(share: float | None, part: Part, cell: str) -> Cell:
@@ -164,7 +188,7 @@ def published_table(beside: pd.DataFrame, main: Part | None) -> Table:
             ]
         )
     caption = "Published numbers, and measured ones of the same kind in columns of their own."
-    return Table(caption, heads, lines, [])
+    return Table(caption, heads, lines, numeric=False)
 
 
 def _text(value: Any) -> str:

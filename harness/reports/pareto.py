@@ -5,7 +5,7 @@
     figures/book/overhead_vs_frames.{svg,png}   FLOPs at 7B over self-attention at 16 frames, both scopes
 
 Points of different suites were asked different questions: they have panels of their own. Cells whose base or encoder
-is another, or whose 7B budget is, are left out of the first, and named.
+is another, or whose budget of fast tokens at 7B is, are left out of the first, and named.
 """
 
 import textwrap
@@ -26,6 +26,7 @@ OVERHEADS = {"prefill_over_pct": "LLM prefill", "model_over_pct": "whole model, 
 SCORE_LABEL = "average of five benchmarks, %"
 OVERHEAD_TICKS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000)
 OVER_CHEAPEST = (0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
+LISTED, LINE = 9, 0.042  # points of the front that a panel names, and what a line takes of its height
 NEAR = 0.002  # of the cheapest cost: within it the axis of costs is about linear
 FAINT = "#666666"
 
@@ -53,23 +54,26 @@ def pareto(book: pd.DataFrame) -> Figure:
     for row, suite in zip(panels, suites, strict=True):
         asked = plain[plain["suite_fingerprint"].eq(suite)]
         sources = list(dict.fromkeys(asked["source"]))
-        named = "main table" if MAIN in sources else "grids"
+        named, named_points = "main table" if MAIN in sources else "grids", 0
         for axes, (column, label) in zip(row, SCOPES.items(), strict=True):
-            _pareto_panel(axes, asked, column, looks)
+            named_points = max(named_points, _pareto_panel(axes, asked, column, looks))
             axes.set_xlabel(f"{label}: TFLOP per video (2 x MAC),\nand over the cheapest cell (logarithmic in this)")
             axes.set_title(f"{named}: {len(asked)} cells, suite {suite[:8]}")
         row[0].set_ylabel(f"{SCORE_LABEL} (95% interval)")
+        _leave_room(row[0], (named_points + 1) * LINE)
     handles = {}
     for axes in panels.flat:
         handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4)
     if apart := left_out(book):
-        told = f"Left out, for their base, their encoder or their 7B budget is another: {', '.join(apart)}"
+        why = "for their base, their encoder or their budget of fast tokens at 7B is another"
+        told = f"Left out, {why}: {', '.join(apart)}"
         figure.suptitle(textwrap.fill(told, 130), fontsize=7, color=FAINT)
     return figure
 
 
-def _pareto_panel(axes: Axes, asked: pd.DataFrame, column: str, looks: dict[str, Style]) -> None:
+def _pareto_panel(axes: Axes, asked: pd.DataFrame, column: str, looks: dict[str, Style]) -> int:
+    """One scope; returns how many lines the list of the front's points has below its head."""
     on_front = front(asked[column], asked[AVERAGE])
     _cost_axis(axes, asked[column])
     for name, group in asked.groupby("architecture", sort=True):
@@ -80,8 +84,16 @@ def _pareto_panel(axes: Axes, asked: pd.DataFrame, column: str, looks: dict[str,
     best = asked[on_front].sort_values([column, AVERAGE])
     axes.step(best[column], best[AVERAGE], where="post", color="#222222", linewidth=1, zorder=1, label="Pareto front")
     _band(axes, best, column)
-    _number(axes, best, column)
     axes.margins(x=0.05, y=0.08)
+    return _number(axes, best, column)
+
+
+def _leave_room(axes: Axes, share: float) -> None:
+    """Raise the upper end of the y axis, so that a share of its height above all points is free for the list."""
+    low, high = axes.get_ylim()
+    ticks = [tick for tick in axes.get_yticks() if low <= tick <= min(high, 100)]
+    axes.set_ylim(low, low + (high - low) / (1 - share))
+    axes.set_yticks(ticks)
 
 
 def _cost_axis(axes: Axes, cost: pd.Series) -> None:
@@ -129,8 +141,8 @@ def _band(axes: Axes, best: pd.DataFrame, column: str) -> None:
     )
 
 
-def _number(axes: Axes, best: pd.DataFrame, column: str) -> None:
-    """The front's points numbered, and named in a corner of the panel."""
+def _number(axes: Axes, best: pd.DataFrame, column: str) -> int:
+    """The front's points numbered, and named in a corner of the panel; returns the number of names."""
     names = []
     for number, point in enumerate(best.itertuples(), start=1):
         place = (getattr(point, column), getattr(point, AVERAGE))
@@ -139,8 +151,8 @@ def _number(axes: Axes, best: pd.DataFrame, column: str) -> None:
         )
         where = "" if point.source == MAIN else f" ({point.source})"
         names.append(f"{number}  {point.cell}{where}")
-    if len(names) > 9:
-        names = [*names[:8], f"... and {len(names) - 8} more"]
+    if len(names) > LISTED:
+        names = [*names[: LISTED - 1], f"... and {len(names) - LISTED + 1} more"]
     axes.text(
         0.02,
         0.98,
@@ -151,6 +163,7 @@ def _number(axes: Axes, best: pd.DataFrame, column: str) -> None:
         fontsize=6.5,
         bbox={"facecolor": "white", "edgecolor": "#cccccc", "linewidth": 0.5, "alpha": 0.85},
     )
+    return len(names)
 
 
 def accuracy_vs_frames(book: pd.DataFrame) -> Figure:
