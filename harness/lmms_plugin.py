@@ -301,7 +301,9 @@ class SlowFastMLLM(lmms):
         shown = self.processor.watchable([video.frames_THWC], [video.times_T])
         frames_BTCHW, times_BT = (shown[name].to(self.place) for name in ("frames", "frame_times"))
         kept_BTCHW, times_BK = self.model.select(frames_BTCHW, times_BT)
-        return self.model.encode_video(kept_BTCHW.to(self.model.dtype)), times_BK
+        at_once = self.model.config.frames_at_once or kept_BTCHW.shape[1]
+        parts = (part.to(self.model.dtype) for part in kept_BTCHW.split(at_once, dim=1))
+        return torch.cat([self.model.encode_video(part) for part in parts], dim=1), times_BK
 
     # ------------------------------------------------------------------------------------------ the model
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from harness.errors import UserError
+from harness.stages import DESCRIPTION
 
 PRECISIONS = ("bfloat16", "float16", "float32")
 
@@ -45,10 +46,13 @@ def device_name(device: torch.device) -> str:
 
 
 def hash_checkpoint(folder: Path) -> str:
-    """sha256 over the files of a checkpoint that make its answers (names and contents)."""
+    """sha256 over the files of a checkpoint that make its answers (names and contents).
+
+    Not over how long its training took: the same weights, trained again, are the same checkpoint.
+    """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
-        if path.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"}:
+        if path.suffix in {".safetensors", ".json", ".jinja", ".txt", ".model"} and path.name != DESCRIPTION:
             digest.update(path.name.encode())
             with path.open("rb") as file:
                 digest.update(hashlib.file_digest(file, "sha256").digest())

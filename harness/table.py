@@ -45,7 +45,7 @@ ENCODING = (*WORLD, "harness.mini.encoder", "architectures.encoders")
 LEARNING = (
     *WORLD,
     *(f"harness.mini.{name}" for name in ("recipes", "stream", "pool", "tokenizer", "initialise", "conversion")),
-    *(f"harness.{name}" for name in ("train", "packing", "video", "benchmarks")),
+    *(f"harness.{name}" for name in ("train", "packing", "sampling", "benchmarks")),
     "architectures",
 )
 

@@ -313,6 +313,6 @@ def read_image(path: Path) -> np.ndarray:
         raise VideoError(f"{path}: there is no such image; restore it", MISSING)
     try:
         with Image.open(path) as image:
-            return np.asarray(image.convert("RGB"))
+            return np.array(image.convert("RGB"))
     except UNREADABLE_IMAGE as error:
         raise VideoError(f"{path}: not a readable image ({error}); restore it") from error
