@@ -34,6 +34,7 @@ VERBS = {
         ("scale=smoke", "base_seeds=[0]", "rows=[self_attention@16,slow_fast@32]", "results_dir=results/runs/smoke"),
     ),
     "train": Verb("harness.commands:train", "train one architecture and print its checkpoint's folder"),
+    "annotations": Verb("harness.commands:annotations", "write mini clips and conversations for the verb finetune"),
     "finetune": Verb(
         "harness.finetune.verb:finetune", "train on annotation files: the paper's stages, DeepSpeed", root=FINETUNE
     ),

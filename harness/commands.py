@@ -187,6 +187,22 @@ def train(settings: DictConfig, overrides: Sequence[str]) -> None:
     print(*(folders[name] for name in wanted), sep="\n")
 
 
+def annotations(settings: DictConfig, overrides: Sequence[str]) -> None:
+    """Write mini training clips and conversations about them as an annotation file, for the verb finetune; print it."""
+    expect_mini(settings, overrides)
+    from harness.mini.annotations import Asked, write_annotations
+    from harness.mini.world import World
+    from harness.paths import cache_dir
+
+    adapt, clips = settings.scale.adapt, settings.scale.pool_clips
+    asked = Asked(clips, visits=adapt.steps * adapt.videos, questions=adapt.questions)
+    name = f"annotations-{settings.scale.name}-{settings.world.name}-seed{settings.seed}"
+    folder = Path(settings.output or cache_dir() / name)
+    with Display() as display:
+        world = World.of(settings.world.training)
+        print(write_annotations(folder, settings.seed, asked, world, progress=display.progress()))
+
+
 def cost(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Count the architecture at its frames, at this scale and at 7B, and print it as JSON."""
     from harness.jobs import run
