@@ -246,6 +246,7 @@ def _work(pipe: connection.Connection) -> None:
     """A worker's life: take an attempt, run it, report, until the pipe ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the main process's to handle: it ends the workers
     exit_with_parent()
+    os.dup2(2, 1)  # stdout is for what a verb was asked for: what a library prints in here is for stderr
     lock = threading.Lock()  # a stage may report from several threads
 
     def send(message: Event | Outcome) -> None:

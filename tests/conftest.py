@@ -31,3 +31,12 @@ def one_thread() -> None:
     import torch  # here, so that collecting tests does not wait for it
 
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def environment_as_found() -> Iterator[None]:
+    """What a library says in the environment during a test is not heard by the processes that later tests start."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)

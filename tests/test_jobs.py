@@ -45,6 +45,12 @@ def fail(out: Path, progress: Progress, kind: str) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def talk(out: Path, progress: Progress) -> None:
+    """A stage with a library that prints, as DeepSpeed's logger does, and another that writes to the descriptor."""
+    print("no GPU was found", flush=True)
+    os.write(1, b"nor an NPU\n")
+
+
 def count_up(out: Path, progress: Progress, to: int, seconds: float) -> None:
     """A stage with a checkpoint after each step; `log` has every step that was ever begun."""
     checkpoint = out / "checkpoint"
@@ -205,6 +211,24 @@ def test_kill_9_loses_the_step_it_interrupts_and_leaves_no_worker(tmp_path: Path
     steps = (attempt.final / "log").read_text().split()
     assert sorted(set(map(int, steps))) == list(range(40))
     assert len(steps) <= 41  # only the step that was cut off ran twice
+
+
+def test_what_a_stage_prints_is_not_taken_for_what_a_verb_was_asked_for(tmp_path: Path) -> None:
+    main = tmp_path / "main.py"
+    main.write_text(
+        textwrap.dedent(f"""
+        from pathlib import Path
+        from harness.jobs import run
+        from harness.stages import Stage
+        if __name__ == "__main__":
+            print(run([Stage("talk", "{HERE}:talk", {{}})], Path({str(tmp_path)!r}), jobs=1)["talk"].name)
+    """)
+    )
+    environment = dict(os.environ, PYTHONPATH=_path())
+    ran = subprocess.run([sys.executable, main], env=environment, check=True, capture_output=True, text=True)
+    assert ran.stdout.startswith("talk-"), ran.stdout
+    assert len(ran.stdout.splitlines()) == 1
+    assert {"no GPU was found", "nor an NPU"} <= set(ran.stderr.splitlines())
 
 
 def test_two_runs_do_not_work_on_the_same_stage_at_once(tmp_path: Path) -> None:

@@ -369,7 +369,8 @@ def test_from_nothing_to_curves_with_a_kill_and_beside_the_table(tmp_path: Path)
     train = [*RUN[:3], "train", *RUN[4:], "architecture=slow_fast"]
     trained = subprocess.run(train, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert trained.returncode == 0, trained.stderr
-    (model,) = (Path(line) for line in trained.stdout.split())
+    assert len(trained.stdout.splitlines()) == 1, trained.stdout
+    model = Path(trained.stdout.strip())
     (curve,) = (path for path in runs.glob("study0-slow_fast-*") if (path / "adapt.json").is_file())
     assert (model / "model.safetensors").read_bytes() == (curve / "step-40" / "model.safetensors").read_bytes()
     assert {path.name for path in runs.iterdir()} - set(before) <= {model.name, f".{model.name}.lock"}
