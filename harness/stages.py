@@ -11,7 +11,8 @@ import importlib
 import importlib.util
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,16 +132,28 @@ def find_function(path: str) -> Callable[..., Any]:
     return getattr(importlib.import_module(module), name)
 
 
-def attempt_stage(attempt: Attempt, progress: Progress) -> float:
-    """Run a stage to its end in this process; the seconds it took, 0 if another run finished it meanwhile."""
-    attempt.final.parent.mkdir(parents=True, exist_ok=True)
+@contextmanager
+def _held(attempt: Attempt, progress: Progress) -> Iterator[None]:
+    """The stage's lock, once whoever works on the stage has let go of it.
+
+    Taken once and let go of once: a lock taken again by `with` would be let go of when it happens to be collected.
+    """
     lock = FileLock(attempt.lock)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         progress.say(f"{attempt.stage.name}: another run is at work on it; waiting for that one")
-        lock.acquire(timeout=-1, blocking=True)  # said outright: a wait by default was once seen to give up
-    with lock:
+        lock.acquire(timeout=-1, blocking=True)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def attempt_stage(attempt: Attempt, progress: Progress) -> float:
+    """Run a stage to its end in this process; the seconds it took, 0 if another run finished it meanwhile."""
+    attempt.final.parent.mkdir(parents=True, exist_ok=True)
+    with _held(attempt, progress):
         if attempt.final.is_dir():
             return 0.0
         attempt.work.mkdir(exist_ok=True)

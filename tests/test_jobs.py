@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from harness.errors import UserError
+from harness.grids.work import is_free
 from harness.jobs import Run, StagesFailed, Worker, _listen, default_jobs, run
 from harness.progress import SILENT, Counter, Display, Progress, clock
 from harness.provenance import library_versions, provenance
@@ -49,6 +50,14 @@ def talk(out: Path, progress: Progress) -> None:
     """A stage with a library that prints, as DeepSpeed's logger does, and another that writes to the descriptor."""
     print("no GPU was found", flush=True)
     os.write(1, b"nor an NPU\n")
+
+
+FRAMES: list[object] = []
+
+
+def remember(out: Path, progress: Progress) -> None:
+    """A stage that keeps the frame it was called from alive, as a stored exception does."""
+    FRAMES.append(sys._getframe(1))
 
 
 def count_up(out: Path, progress: Progress, to: int, seconds: float) -> None:
@@ -229,6 +238,16 @@ def test_what_a_stage_prints_is_not_taken_for_what_a_verb_was_asked_for(tmp_path
     assert ran.stdout.startswith("talk-"), ran.stdout
     assert len(ran.stdout.splitlines()) == 1
     assert {"no GPU was found", "nor an NPU"} <= set(ran.stderr.splitlines())
+
+
+def test_a_stage_is_let_go_of_as_soon_as_it_is_finished_or_has_failed(tmp_path: Path) -> None:
+    good, bad = Stage("remember", f"{HERE}:remember"), Stage("fail", f"{HERE}:fail", {"kind": "bug"})
+    attempts = resolve([good, bad], tmp_path)
+    attempt_stage(attempts["remember"], SILENT)
+    assert is_free(attempts["remember"].lock)
+    with pytest.raises(ZeroDivisionError):
+        attempt_stage(attempts["fail"], SILENT)
+    assert is_free(attempts["fail"].lock)
 
 
 def test_two_runs_do_not_work_on_the_same_stage_at_once(tmp_path: Path) -> None:
