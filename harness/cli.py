@@ -10,7 +10,7 @@ from harness.finetune.settings import FINETUNE
 from harness.settings import ABLATE, MAIN, PROFILE, Root
 from harness.stages import find_function
 
-WITH_PLAN = ("ablate", "table")  # verbs that can say what they would do
+WITH_PLAN = ("ablate", "finetune", "table")  # verbs that can say what they would do
 INTERRUPTED = 130  # as the shell has it for Ctrl-C
 
 
@@ -125,7 +125,8 @@ def _epilog() -> str:
     from harness.compose import group_choices
 
     verbs = [f"  {name:14} {verb.help}" for name, verb in VERBS.items()]
-    groups = [f"  {name:14} {', '.join(names)}" for name, names in group_choices(root=FINETUNE).items()]
+    choices = {**group_choices(), **group_choices(root=FINETUNE)}
+    groups = [f"  {name:14} {', '.join(names)}" for name, names in choices.items()]
     profilers = ", ".join(name for name, verb in VERBS.items() if verb.root is PROFILE)
     lines = ["verbs:", *verbs]
     known = {item.name for item in fields(MAIN.schema)}

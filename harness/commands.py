@@ -189,6 +189,11 @@ def train(settings: DictConfig, overrides: Sequence[str]) -> None:
 
 def annotations(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Write mini training clips and conversations about them as an annotation file, for the verb finetune; print it."""
+    if "adapt" not in settings.scale:
+        raise UserError(
+            f"scale={settings.scale.name} has no clips of its own: choose scale=mini; annotation files of real videos "
+            "go to finetune as they are"
+        )
     expect_mini(settings, overrides)
     from harness.mini.annotations import Asked, write_annotations
     from harness.mini.world import World
@@ -196,7 +201,8 @@ def annotations(settings: DictConfig, overrides: Sequence[str]) -> None:
 
     adapt, clips = settings.scale.adapt, settings.scale.pool_clips
     asked = Asked(clips, visits=adapt.steps * adapt.videos, questions=adapt.questions)
-    name = f"annotations-{settings.scale.name}-{settings.world.name}-seed{settings.seed}"
+    sizes = f"{clips}x{asked.visits}x{asked.questions}"
+    name = f"annotations-{settings.scale.name}-{settings.world.name}-{sizes}-seed{settings.seed}"
     folder = Path(settings.output or cache_dir() / name)
     with Display() as display:
         world = World.of(settings.world.training)

@@ -7,6 +7,7 @@ from omegaconf import DictConfig
 
 from harness.mini.recipes import BaseTraining
 from harness.models import plain
+from harness.staged import is_staged
 
 
 def disclosures_of(settings: DictConfig, base: Mapping[str, Any]) -> list[str]:
@@ -17,6 +18,7 @@ def disclosures_of(settings: DictConfig, base: Mapping[str, Any]) -> list[str]:
     return [
         _first_layer(recipe.first_layer_reading),
         *_world(settings.world),
+        *_stages(settings),
         f"Base training further: clips of 5 to {BaseTraining.FRAMES_AT_MOST} frames chosen to hold the events "
         f"asked about (full length from step {recipe.all_frames_from}), captions of single frames for "
         f"{recipe.alignment_steps} steps, {recipe.text_only:.1%} text-only questions, families drawn by running "
@@ -48,6 +50,17 @@ def _first_layer(share: float) -> str:
         "values profit from such a base; in a pre-study on two bases trained without the rule (another "
         "implementation, not repeated here), slow-fast did not beat the compressor alone."
     )
+
+
+def _stages(settings: DictConfig) -> list[str]:
+    """How rows learn where they do not learn by the table's own adaptation."""
+    if not is_staged(settings):
+        return []
+    told = ", ".join(f"{stage.recipe} for {stage.share:.0%}" for stage in settings.training.stages)
+    return [
+        f"Trained in stages ({told} of the adaptation's steps) by the trainer of paper scale on an annotation file, "
+        "not by the adaptation described here."
+    ]
 
 
 def _world(world: DictConfig) -> list[str]:

@@ -4,12 +4,15 @@
 
 That command line exits with 0 though its model failed, so its results file is what counts. A question that is
 answered with nothing is a failure and counts as wrong: MVBench's task would leave it out of the average. An answer
-without a letter is `unparsed`, and is right where the packaged task counts it so: some of them guess.
+without a letter is `unparsed`, and is right where the packaged task counts it so: some of them guess. Some models
+answer without a video that they cannot load: every video is read here first, and questions about one that cannot be
+are failures, whatever was answered.
 
 The child sends nothing to anyone (`harness.submission.nothing_posted`) but to the hosts that are allowed.
 """
 
 import json
+import re
 import runpy
 import shutil
 import subprocess
@@ -17,6 +20,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -47,12 +51,17 @@ from harness.evaluate import (
     write_table,
 )
 from harness.journal import EMPTY_ANSWER, UNPARSED
+from harness.packets import UNREADABLE
 from harness.paths import write_text
 from harness.processes import check_launch, environment, expect_gpus, last_error, launcher
 from harness.progress import SILENT, Progress
+from harness.real.videos import broken
 from harness.submission import nothing_posted
 
+NOT_FAILED = ("", UNPARSED)
 OUTPUT = "lmms_eval"  # below OUT: what the command line writes
+CANNOT_LOAD = re.compile(r"Video .* can not load, check the source", re.DOTALL)  # as LLaVA-Video's own model answers
+BLIND = re.compile(r"\bin loading video\b")  # as LLaVA-OneVision's logs before it answers the question alone
 NOBODY = "http://127.0.0.1:9/"  # the port of the discard service: nobody answers
 
 
@@ -84,7 +93,8 @@ def evaluate_external(
         allow: hosts that may be sent to, such as the model's own where it is a service, or a judge of answers that a
             task cannot read.
 
-    Raises UserError for a bad argument, or if lmms-eval wrote no results, with its last error.
+    Raises UserError for a bad argument, if lmms-eval wrote no results, with its last error, or if the model answered
+    without videos that can be read.
     """
     check_launch()
     expect_gpus(processes, device)
@@ -101,17 +111,28 @@ def evaluate_external(
     shutil.rmtree(out / OUTPUT, ignore_errors=True)  # of an earlier attempt
     command = [*launcher(processes), "-m", "harness.external", json.dumps(guard)]
     command += _arguments(model, model_args, tasks, out, limit, batch_size, device)
+    unread = unreadable(suite, index, progress)
     progress.say(f"{model}: lmms-eval's own command line is at work on {len(index)} questions; it tells {out / LOG}")
-    _run(command, suite, variables, out, model)
-    evaluation, reported = read_results(index, out)
+    said = _run(command, suite, variables, out, model)
+    _expect_seen(said, int(index["video"].isin(list(unread)).sum()), model, out)
+    evaluation, reported = read_results(index, out, unread)
     _write(evaluation, reported, model, model_args, limit, out)
     return evaluation
 
 
-def read_results(index: pd.DataFrame, out: Path) -> tuple[Evaluation, dict[str, float]]:
+def unreadable(suite: Path, index: pd.DataFrame, progress: Progress = SILENT) -> dict[str, str]:
+    """Videos of an index that cannot be read -> why; each one is looked at, as `harness.real.videos.broken` does."""
+    files = {suite / "home" / video: video for video in dict.fromkeys(index["video"])}
+    return {files[path]: why for path, why in broken(list(files), "all", progress).items()}
+
+
+def read_results(
+    index: pd.DataFrame, out: Path, unread: Mapping[str, str] = MappingProxyType({})
+) -> tuple[Evaluation, dict[str, float]]:
     """What lmms-eval wrote below OUT about the questions of an index, and the scores that it reports.
 
     They are the evaluation's too, unless questions failed: then those count as wrong, which its own need not.
+    `unread`: videos that cannot be read -> why; questions about them have failed.
     RuntimeError if it did not score the same questions, or its samples do not add up to its scores.
     """
     tasks, chosen = tasks_of(index), chosen_benchmarks(index)
@@ -122,9 +143,14 @@ def read_results(index: pd.DataFrame, out: Path) -> tuple[Evaluation, dict[str, 
     keys = keys_of(index)
     if set(keys) != set(correct):
         raise RuntimeError(f"lmms-eval scored {len(correct)} questions, the suite has {len(keys)}: not the same")
-    judged = [judge_answer(answers[key], n) for key, n in zip(keys, index["n_options"], strict=True)]
+    judged = [
+        ("", unread[video], f"{video} cannot be read; the model answered all the same")
+        if video in unread
+        else judge_answer(answers[key], n)
+        for key, n, video in zip(keys, index["n_options"], index["video"], strict=True)
+    ]
     answered = pd.DataFrame(judged, columns=["prediction", "failure", "message"], index=index.index).assign(
-        correct=[correct[key] and failure != EMPTY_ANSWER for key, (_, failure, _) in zip(keys, judged, strict=True)],
+        correct=[correct[key] and failure in NOT_FAILED for key, (_, failure, _) in zip(keys, judged, strict=True)],
         answer=[answers[key] for key in keys],
         seconds=float("nan"),
     )
@@ -150,6 +176,8 @@ def judge_answer(answer: str, n_options: int) -> tuple[str, str, str]:
 
     if not answer.strip():
         return "", EMPTY_ANSWER, "the model's answer is empty"
+    if CANNOT_LOAD.fullmatch(answer.strip()):
+        return "", UNREADABLE, f"the model's own reader failed: {answer.strip()!r}"
     letter = option_letter(answer, n_options) if n_options else ""
     if letter is None:
         return "", UNPARSED, f"no offered option's letter in {answer!r}"
@@ -163,7 +191,7 @@ def _score(benchmark: Benchmark, own: pd.DataFrame, reported: float) -> float:
     added_up = benchmark.score(own["correct"].tolist(), own["category"].tolist())
     if abs(added_up - reported) <= ROUNDING:
         return reported
-    if (own["failure"] != EMPTY_ANSWER).all():
+    if own["failure"].isin(NOT_FAILED).all():
         raise RuntimeError(f"{benchmark.name}: lmms-eval reports {reported}, its samples add up to {added_up}")
     return added_up
 
@@ -229,8 +257,8 @@ def _environment(
     return variables | variables_of(suite, online)
 
 
-def _run(command: Sequence[str], suite: Path, variables: Mapping[str, str], out: Path, model: str) -> None:
-    """Run lmms-eval in the suite's tables; UserError unless it wrote results."""
+def _run(command: Sequence[str], suite: Path, variables: Mapping[str, str], out: Path, model: str) -> str:
+    """Run lmms-eval in the suite's tables, and return what it said; UserError unless it wrote results."""
     with (out / LOG).open("a", encoding="utf-8") as log:
         begun = log.tell()
         where = suite.resolve() / "hub"
@@ -242,6 +270,16 @@ def _run(command: Sequence[str], suite: Path, variables: Mapping[str, str], out:
         last_line = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "nothing")
         why = last_error(said) or last_line
         raise UserError(f"{model}: lmms-eval ended without results (exit code {code}): {why}; {out / LOG} says more")
+    return said
+
+
+def _expect_seen(said: str, expected: int, model: str, out: Path) -> None:
+    """UserError if the model answered more questions without their videos than those about videos nobody can read."""
+    if (blind := len(BLIND.findall(said))) > expected:
+        raise UserError(
+            f"{model}: {blind - expected} questions were answered without their videos, which its own reader cannot "
+            f"load though they can be read: no score; {out / LOG} says why"
+        )
 
 
 def _write(

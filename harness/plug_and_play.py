@@ -24,6 +24,7 @@ from harness.foot import BASELINE
 from harness.journal import UNPARSED
 from harness.plug_and_play_points import CURVES, SAMPLES, Curve, Point
 from harness.rows import CONTROLLED
+from harness.staged import is_staged
 from harness.stages import DESCRIPTION, Stage
 from harness.table import Cell, Plan, model_name, read_json
 from harness.video import SAMPLING_RULE
@@ -41,6 +42,8 @@ class Study:
         self.plan = Plan(settings, overrides, [self.baseline, self.converted])
         self.steps = list(settings.scale.plug_and_play.steps)
         check_steps(self.steps, settings.scale.adapt.steps)
+        if is_staged(settings):
+            raise UserError("the study's curves are those of the table's own adaptation: leave out training=...")
         if settings.architecture.name != CONTROLLED[0] or settings.placement.name == "none":
             raise UserError(
                 f"the study converts to {CONTROLLED[0]} with hybrid layers: leave out architecture=... and "

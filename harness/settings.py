@@ -80,6 +80,8 @@ class Groups:
 class Settings(Groups):
     """The composed configuration of a verb that trains, evaluates or reports; verbs take it as their argument."""
 
+    training: dict[str, Any] = group("how a row's model learns from its base")
+
     seed: int = setting("of the suite's clips and of training", least=0)
     base_seeds: list[int] = setting("one base is trained for each", least=0)
     rows: list[str] = setting("of the table, each ARCHITECTURE@FRAMES")

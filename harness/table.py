@@ -28,6 +28,7 @@ from harness.paths import cache_dir
 from harness.provenance import Provenance
 from harness.rows import CONTROLLED, Row, make_row
 from harness.settings import Control
+from harness.staged import SAID, is_staged, said_stage, training_stages
 from harness.stages import DESCRIPTION, Stage
 from harness.suite_record import suite_record
 from harness.table_stages import cheap_encoder_stages, selection_needs, selection_stages
@@ -135,7 +136,9 @@ class Plan:
         """All that trains: it needs no suite."""
         base_seeds = self.settings.base_seeds
         shared = [self.encoder(), *self.pool(), *self.selection(), *map(self.base, base_seeds)]
-        return [*shared, *(self.model(cell, base_seed) for base_seed in base_seeds for cell in self.cells)]
+        said = [said_stage(self.settings)] if is_staged(self.settings) else []
+        of_rows = [self.learning(cell, base_seed) for base_seed in base_seeds for cell in self.cells]
+        return [*shared, *said, *(stage for stages in of_rows for stage in stages)]
 
     def needed_by(self, wanted: Sequence[str]) -> list[Stage]:
         """The training stages called `wanted`, and all that these need."""
@@ -191,6 +194,13 @@ class Plan:
         needs = {"encoder": "encoder", "development": "development", **self.pool_parts()}
         function = "harness.mini.training:base_stage"
         return Stage(f"base{base_seed}", function, kwargs, needs, 0.24 * self.scale.base.steps, LEARNING)
+
+    def learning(self, cell: Cell, base_seed: int) -> list[Stage]:
+        """What trains one row's model, in order; the last stage's folder is the model's."""
+        adapted, settings = self.model(cell, base_seed), self.of_architecture[cell.architecture]
+        if not is_staged(settings):
+            return [adapted]
+        return training_stages(settings, cell.frames, adapt_training_seed(self.settings.seed, base_seed), adapted)
 
     def model(self, cell: Cell, base_seed: int) -> Stage:
         """One row's model, adapted from its base."""
@@ -305,7 +315,7 @@ class Plan:
                 for part in sorted({*self.pool_parts(), *self.world_parts().values(), "development", *chosen.values()})
             ),
             "base": seconds[f"base{base_seed}"],
-            "adapt": seconds[model_name(cell, base_seed)],
+            "adapt": sum(seconds[stage.name] for stage in self.learning(cell, base_seed)) + seconds.get(SAID, 0.0),
             "evaluate": seconds[scores_name(cell, base_seed, control)],
         }
 

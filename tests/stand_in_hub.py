@@ -1,7 +1,7 @@
 """Stand-ins for what the paper scale downloads: tiny, but in the layouts that the hub's repositories really have.
 
     python tests/stand_in_hub.py FOLDER     FOLDER/hub/<org>/<name>/ the datasets' repositories, archives unopened
-                                            FOLDER/data/             the same as a data root: tables and videos
+                                            FOLDER/data/             the same as a data root, checkpoints in models/
                                             FOLDER/checkpoint/       an official checkpoint
 
 Files' names, archives' kinds and columns are those that the cards and file lists of the datasets show (the
@@ -34,8 +34,7 @@ COUNTS = {  # questions and videos of each benchmark's stand-in
     **{"videomme_w_subtitle": (6, 2), "perceptiontest_val_mc": (3, 1), "nextqa_mc_test": (3, 3)},
     **{"activitynetqa": (2, 2), "tempcompass": (5, 5), "egoschema_full": (5, 5)},
 }
-FIVE = tuple(BENCHMARKS)
-EVERY = tuple(COUNTS)
+FIVE, EVERY = tuple(BENCHMARKS), tuple(COUNTS)
 COLOURS = ("red", "green", "blue", "yellow", "white")
 Files = dict[str, bytes]
 
@@ -79,10 +78,8 @@ def parquet(docs: Iterable[dict[str, Any]], **dtypes: str) -> bytes:
 
 def card(**paths: str) -> bytes:
     """A README.md whose front matter declares configuration -> SPLIT:PATH; dots stand for dashes in names."""
-    configs = []
-    for name, declared in paths.items():
-        split, path = declared.split(":")
-        configs.append({"config_name": name.replace(".", "-"), "data_files": [{"split": split, "path": path}]})
+    split = {name.replace(".", "-"): declared.split(":") for name, declared in paths.items()}
+    configs = [{"config_name": n, "data_files": [{"split": s, "path": path}]} for n, (s, path) in split.items()]
     return f"---\n{yaml.safe_dump({'configs': configs}, sort_keys=False)}---\n".encode()
 
 
@@ -386,12 +383,16 @@ def write_official_checkpoint(folder: Path, tower_inside: bool = False, shard_by
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Everything into the folder that was given."""
+    """Everything into the folder that was given, the checkpoint also where both released ones belong."""
+    from harness.paper.models import load_model
+
     if len(arguments) != 1:
         sys.exit(__doc__)
     folder = Path(arguments[0])
-    print(f"data root: {stand_in_data(folder)}")
-    print(f"checkpoint: {write_official_checkpoint(folder / 'checkpoint')}")
+    data, checkpoint = stand_in_data(folder), write_official_checkpoint(folder / "checkpoint")
+    for name in ("released_64", "released_96"):
+        shutil.copytree(checkpoint, load_model(name).at(data))
+    print(f"data root: {data}\ncheckpoint: {checkpoint}")
 
 
 if __name__ == "__main__":

@@ -46,8 +46,8 @@ def test_every_setting_has_a_shipped_value(root: Root) -> None:
 
 
 def test_every_choice_composes() -> None:
-    """Under one root: all take their groups from groups.yaml."""
-    assert set(group_choices()) == {item.name for item in fields(Groups)}
+    """Under one root: all take their groups from groups.yaml, and how a row's model learns is that root's own."""
+    assert set(group_choices()) == {item.name for item in fields(Groups)} | {"training"}
     for group, names in group_choices().items():
         for name in names:
             assert compose([f"{group}={name}"])[group].name

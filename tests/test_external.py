@@ -15,6 +15,7 @@ from harness.errors import UserError
 from harness.evaluate import load_evaluation
 from harness.external import answer_of, evaluate_external, judge_answer, read_results
 from harness.journal import EMPTY_ANSWER, UNPARSED
+from harness.packets import UNREADABLE
 
 STAND_IN = '''
 import os
@@ -140,6 +141,36 @@ def _read(index: pd.DataFrame, out: Path) -> tuple[pd.DataFrame, dict[str, float
     return evaluation.samples, {"measured": evaluation.scores["mvbench"], "reported": reported["mvbench"]}
 
 
+def test_a_video_that_cannot_be_read_is_a_failure_whatever_was_answered(
+    tmp_path: Path, mvbench: pd.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = by_hand(mvbench)
+    damaged = mvbench["video"].iloc[right.index(True)]
+    write_results(tmp_path, mvbench)
+    evaluation, reported = read_results(mvbench, tmp_path, {damaged: "truncated video"})
+    about = mvbench["video"].eq(damaged)
+    assert evaluation.samples["failure"].tolist() == ["truncated video" if is_about else "" for is_about in about]
+    assert not evaluation.samples.loc[about, "correct"].any()
+    assert evaluation.scores["mvbench"] < reported["mvbench"]
+    assert "the model answered all the same" in evaluation.failed["message"].iloc[0]
+    suite = tmp_path / "suite"
+    for video in mvbench["video"]:
+        (suite / "home" / video).parent.mkdir(parents=True, exist_ok=True)
+        (suite / "home" / video).symlink_to(small_suite() / "home" / video)
+    (suite / "home" / damaged).unlink()
+    (suite / "home" / damaged).write_bytes((small_suite() / "home" / damaged).read_bytes()[:500])
+    assert list(external.unreadable(suite, mvbench)) == [damaged]
+    assert external.unreadable(small_suite(), mvbench) == {}
+
+
+def test_answers_without_their_videos_are_no_score(tmp_path: Path) -> None:
+    """LLaVA-OneVision's model logs that it cannot load a video, and answers."""
+    said = "2026-01-01 | ERROR | x:1 - Error [12:00:00] cannot read\nmore in loading video\n" * 2
+    external._expect_seen(said, 2, "llava_onevision", tmp_path)  # as many as about videos that nobody can read
+    with pytest.raises(UserError, match="llava_onevision: 1 questions were answered without their videos"):
+        external._expect_seen(said, 1, "llava_onevision", tmp_path)
+
+
 def test_samples_must_add_up_and_be_those_asked_about(tmp_path: Path, mvbench: pd.DataFrame) -> None:
     write_results(tmp_path, mvbench, reported=99.0)
     with pytest.raises(RuntimeError, match=r"mvbench: lmms-eval reports 99.0, its samples add up to"):
@@ -166,6 +197,7 @@ def test_an_answer_comes_wrapped_or_not(wrapped: object, text: str) -> None:
         (" \n", 4, "", EMPTY_ANSWER),
         ("something red", 4, "", UNPARSED),
         ("red", 0, "", ""),  # an open question
+        ("Video /data/A/x.mp4 can not load, check the source", 4, "", UNREADABLE),  # LLaVA-Video's model says so
     ],
 )
 def test_what_an_answer_is_taken_for(answer: str, n_options: int, letter: str, failure: str) -> None:

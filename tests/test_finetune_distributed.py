@@ -12,11 +12,14 @@ import pytest
 import tiny_finetune
 import torch
 from safetensors.torch import load_file
+from tiny import small_suite
 from tiny_finetune import EXAMPLES, tiny_data, tiny_start
 
 from architectures import SlowFastForConditionalGeneration, SlowFastProcessor
+from harness.evaluate import evaluate
+from harness.finetune.memory import states
 from harness.finetune.plan import Plan
-from harness.finetune.trainer import run, trainer_of
+from harness.finetune.trainer import model_of, run, trainer_of
 
 ROOT = Path(__file__).parents[1]
 STEPS, KILLED_AT, SAVED = 20, 13, 5  # so that checkpoints are left of steps 5 and 10
@@ -120,6 +123,12 @@ def test_parameters_are_sharded_by_zero_3_and_by_it_alone(pair: tuple[Run, Run])
             assert {name.split(".")[-2] for name in sharded} == {"gate_proj", "up_proj", "down_proj"}
 
 
+def test_what_a_process_holds_is_what_the_plan_of_memory_says(pair: tuple[Run, Run], start: Path) -> None:
+    said = states(model_of(start, PLAN), replace(PLAN, zero={"stage": stage_of(pair)}), 2)
+    for notes in pair[0].notes:
+        assert notes["held"] == pytest.approx({"weights": said.weights, "optimiser": said.optimiser}, rel=0.01)
+
+
 def test_each_process_sees_other_examples(pair: tuple[Run, Run]) -> None:
     steps_of_epoch = EXAMPLES // PLAN.step_size(2)
     ahead = PLAN.batch_size  # accelerate looks one batch ahead
@@ -139,6 +148,9 @@ def test_losses_are_those_of_one_process_and_are_so_after_a_kill(pair: tuple[Run
     assert alone.log[-1]["loss"] < 0.8 * alone.log[0]["loss"]  # there is something to be equal in
     for name in ("learning_rate", "tflop_per_step"):
         assert [entry[name] for entry in again.log] == pytest.approx([entry[name] for entry in alone.log])
+    # Adam takes the same steps with gradients of any scale: so their own size, before they are clipped.
+    norms = [[entry["grad_norm"] for entry in log] for log in (again.log, alone.log)]
+    assert norms[0] == pytest.approx(norms[1], rel=1e-3)
 
 
 def test_the_model_is_written_whole_and_answers_as_that_of_one_process(pair: tuple[Run, Run], alone: Run) -> None:
@@ -147,6 +159,15 @@ def test_the_model_is_written_whole_and_answers_as_that_of_one_process(pair: tup
     for name, tensor in expected.items():
         assert torch.allclose(weights[name], tensor, atol=1e-3), name
     assert answer(pair[1].model) == answer(alone.model)
+
+
+def test_the_model_is_evaluated_as_that_of_one_process(pair: tuple[Run, Run], alone: Run, tmp_path: Path) -> None:
+    asked = {"frames": 4, "batch_size": 1, "workers": 0, "benchmarks": ["egoschema"], "limit": 3, "device": "cpu"}
+    folders = {"two": pair[1].model, "one": alone.model}
+    done = {name: evaluate(folder, small_suite(), tmp_path / name, **asked) for name, folder in folders.items()}
+    answers = {name: evaluation.samples["answer"].tolist() for name, evaluation in done.items()}
+    assert len(answers["two"]) == 3
+    assert answers["two"] == answers["one"]
 
 
 @torch.no_grad()

@@ -1,7 +1,9 @@
 """The paper-scale trainer's settings, what it starts from, the verb, and how processes are launched."""
 
 import json
+import os
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from harness.compose import compose
 from harness.errors import Crashed, UserError
 from harness.finetune import launch, start, verb
 from harness.finetune.distributed import World, deepspeed_config, expect_launch, whole_parameters
+from harness.finetune.export import is_done
 from harness.finetune.parts import choose, part_of, trained
 from harness.finetune.plan import Plan, arguments
 from harness.finetune.settings import FINETUNE
@@ -47,7 +50,8 @@ def test_the_paper_s_models_and_stages_are_one_yaml_each(experiment: str, recipe
     slow = experiment.startswith("slow")
     assert model.fast_token_count(settings.frames) == (1296 if slow else 81 * frames)
     assert len(model.hybrid()) == (4 if slow else 0)
-    assert settings.recipe.text_tokens + 1296 == (3072 if recipe == "stage1" else 4096)
+    short = recipe == "stage1" or experiment in ("slow_fast_96_s1t6", "slow_fast_128_s2t4")
+    assert settings.recipe.text_tokens + 1296 == (3072 if short else 4096)  # 4096 for s1t4's second stage alone
     plan = Plan.of(settings, on_cpu=False)
     assert plan.stage == {"stage1": 2, "stage2": 3, "stage2_lora": 2}[recipe]
     assert plan.step_size(8) == (32 if recipe == "stage1" else 16)
@@ -65,14 +69,15 @@ def test_the_paper_s_models_and_stages_are_one_yaml_each(experiment: str, recipe
         ("recipe.accumulation=0", "recipe.accumulation=0: it is at least 1"),
         ("recipe.schedule=cosinus", "choose one of cosine, linear"),
         ("recipe.lora.rank=8", "either its weights learn or adapters"),
+        ("recipe.schedule=linear recipe.final_lr=0.1", "recipe.final_lr=0.1 is a cosine's end"),
         ("report_to=[wandbb]", "choose of tensorboard, wandb, trackio"),
         ("dtype=bfloat16", "dtype=bfloat16: there is no GPU here"),
     ],
-    ids=["part", "count", "schedule", "adapters", "report", "dtype"],
+    ids=["part", "count", "schedule", "adapters", "end", "report", "dtype"],
 )
 def test_a_mistake_in_a_recipe_is_a_sentence(override: str, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        Plan.of(compose(["recipe=stage2", override], root=FINETUNE), on_cpu=True)
+        Plan.of(compose(["recipe=stage2", *override.split()], root=FINETUNE), on_cpu=True)
 
 
 def test_the_mini_stages_learn_at_the_mini_scale_s_rates(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,6 +90,19 @@ def test_the_mini_stages_learn_at_the_mini_scale_s_rates(monkeypatch: pytest.Mon
     assert (plan.weight_decay, plan.max_grad_norm) == (usual.weight_decay, usual.max_grad_norm)
     told = arguments(plan, Path("work"), None, on_cpu=True, launched=False)
     assert (told.lr_scheduler_type, told.lr_scheduler_kwargs) == ("cosine_with_min_lr", {"min_lr_rate": 0.05})
+
+
+def test_reports_stay_on_this_machine_unless_they_may_leave_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    forget_reporting(monkeypatch)
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "someone/space")
+    plan = Plan(trains=("projector",), lr=1e-3, online=True)
+    told = arguments(plan, tmp_path, None, on_cpu=True, launched=False)
+    assert told.report_to == []
+    assert os.environ["TRACKIO_SPACE_ID"] == "someone/space"
+    assert "WANDB_MODE" not in os.environ
+    arguments(replace(plan, online=False), tmp_path, None, on_cpu=True, launched=False)
+    assert "TRACKIO_SPACE_ID" not in os.environ
+    assert os.environ["WANDB_MODE"] == "offline"
 
 
 def test_a_run_s_name_changes_with_what_is_learned_and_with_nothing_else() -> None:
@@ -155,22 +173,53 @@ def test_the_verb_trains_on_annotation_files_and_is_done_when_called_again(
     said = [{"from": "human", "value": "what colour is the ball"}, {"from": "gpt", "value": "red"}]
     shown = [{"image": f"{number}.png", "conversations": said} for number in range(2)]
     (tmp_path / "images.json").write_text(json.dumps(shown))
-    (tmp_path / "text.jsonl").write_text(json.dumps({"conversations": said}))
+    long = [said[0], {"from": "gpt", "value": "red " * 60}]
+    (tmp_path / "text.jsonl").write_text(json.dumps({"conversations": long}))
     words = ["scale=mini", "encoder=tiny", "placement.n=2", "zero=none", "workers=0", "steps=2", "frames=4"]
-    words += ["recipe.batch_size=1", "min_frames=1", f"start={untimed}", f"runs_dir={tmp_path / 'runs'}"]
+    words += [
+        "recipe.batch_size=1",
+        "recipe.text_tokens=40",
+        "min_frames=1",
+        f"start={untimed}",
+        f"runs_dir={tmp_path / 'runs'}",
+    ]
     words += [f"annotations=[{tmp_path / 'images.json'},'{tmp_path / 'text.jsonl'}:2']"]
     settings = compose(words, root=FINETUNE)
     verb.finetune(settings, words)
     out = Path(capsys.readouterr().out.strip())
     record = json.loads((out / "training.json").read_text())
     assert (record["steps"], record["processes"], record["epochs"]) == (2, 1, 1.0)  # 4 conversations, 2 a step
+    assert record["data"] == {"asked": 4, "broken": 0, "shortened": 2}
     model, before = saved_model(out), saved_model(untimed)
     changed = {part_of(name) for name, tensor in model.state_dict().items() if not same(tensor, before, name)}
     assert changed == {"projector", "cross_attention", "gates"}
     verb.finetune(settings, words)
     assert Path(capsys.readouterr().out.strip()) == out
+    with pytest.raises(UserError, match="holds the model of another run"):  # no stage 2 where stage 1 lies
+        verb.finetune(compose([*words, "recipe.lr=0.1", f"output={out}"], root=FINETUNE), [])
     with pytest.raises(UserError, match="name at least one annotation file"):
         verb.finetune(compose([*words[:-1], "seed=1"], root=FINETUNE), [])
+
+
+def test_a_folder_that_holds_anything_else_is_neither_the_output_nor_removed(tmp_path: Path) -> None:
+    """Nothing is trained that would replace it, and no training is passed over because of it."""
+    assert not is_done(tmp_path / "none", "a_run")
+    (tmp_path / "empty").mkdir()
+    assert not is_done(tmp_path / "empty", "a_run")
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "training.json").write_text(json.dumps({"plan": {"name": "a_run"}}))
+    assert is_done(tmp_path / "own", "a_run")
+    with pytest.raises(UserError, match="holds the model of another run, a_run"):
+        is_done(tmp_path / "own", "other_run")
+    with pytest.raises(UserError, match="holds something else"):
+        is_done(tmp_path, "a_run")
+
+
+def test_annotation_files_are_typed_as_the_readme_does() -> None:
+    settings = compose(["annotations=[stage2.json:1,text.json:0.5,/a:b/c.json]"], root=FINETUNE)
+    assert [verb.spec_of(text) for text in settings.annotations] == [
+        {"path": "stage2.json", "weight": 1.0}, {"path": "text.json", "weight": 0.5}, "/a:b/c.json"
+    ]  # fmt: skip
 
 
 def same(tensor: torch.Tensor, other: SlowFastForConditionalGeneration, name: str) -> bool:
@@ -201,14 +250,17 @@ def test_deepspeed_is_told_no_optimizer_and_what_stays_whole(folder: Path) -> No
         (World(0, 2, 0), 2, 0, {"ACCELERATE_USE_CPU": "true"}, "ACCELERATE_USE_CPU is set"),
         (World(0, 1, -1), 3, 0, {}, "none were launched: torchrun"),
         (World(0, 2, -1), 0, 0, {}, "LOCAL_RANK is not set"),
+        (World(0, 1, -1), 0, 8, {}, "one process sees 8 GPUs"),
         (World(9, 16, 9), 0, 8, {}, "no GPU of its own: launch 8"),
     ],
-    ids=["use_cpu", "alone", "no_launcher", "too_many"],
+    ids=["use_cpu", "alone", "no_launcher", "several_gpus", "too_many"],
 )
 def test_a_launch_that_would_train_something_else_is_refused(
     world: World, stage: int, gpus: int, environment: dict[str, str], sentence: str
 ) -> None:
     expect_launch(World(0, 2, 0), stage, 2, {})
+    for few in (0, 1):
+        expect_launch(World(0, 1, -1), 0, few, {})
     with pytest.raises(UserError, match=sentence):
         expect_launch(world, stage, gpus, environment)
 
@@ -230,6 +282,9 @@ def test_launchers_get_the_settings_and_slurm_a_script(tmp_path: Path, monkeypat
     for line in ("#SBATCH --nodes=2", "#SBATCH --gpus-per-node=8", "#SBATCH --partition=gpu", "--nproc_per_node 8"):
         assert line in script.read_text()
     assert "-m harness finetune recipe=stage2 'output=a b'" in script.read_text()
+    cpus = settings.processes * (settings.workers + 1)
+    assert f"#SBATCH --cpus-per-task={cpus}" in script.read_text()
+    assert f"srun --kill-on-bad-exit=1 --cpus-per-task={cpus} " in script.read_text()  # which it would not inherit
     with pytest.raises(UserError, match="nodes=2: launch=here"):
         launch.expect_one_node(compose(["nodes=2"], root=FINETUNE))
     monkeypatch.setattr(launch, "command", lambda *_: ["false"])

@@ -86,11 +86,12 @@ def test_each_part_has_its_rate_and_only_matrices_decay(folder: Path) -> None:
 def test_the_order_is_a_shuffle_of_seed_and_epoch() -> None:
     order, again, other = Order(50, 1, 4), Order(50, 1, 4), Order(50, 2, 4)
     first = list(order)
-    assert sorted(first) == list(range(50))
+    assert len(first) == len(set(first)) == len(order) == 48, "whole steps alone"
     assert first == list(again) != list(other)
     order.set_epoch(1)
-    assert sorted(order) == list(range(50))
     assert list(order) != first
+    assert set(order) | set(first) == set(range(50)), "what was too much comes in another epoch"
+    assert sorted(Order(48, 1, 4)) == list(range(48))
 
 
 def test_similar_lengths_stand_together_and_steps_are_shuffled() -> None:
@@ -101,7 +102,7 @@ def test_similar_lengths_stand_together_and_steps_are_shuffled() -> None:
         return sum(max(step) - min(step) for step in steps) / len(steps)
 
     grouped = list(Order(403, 0, 4, lengths))
-    assert sorted(grouped) == list(range(403))
+    assert len(grouped) == len(set(grouped)) == 400
     assert spread(grouped) < 0.1 * spread(list(Order(403, 0, 4)))
     means = torch.tensor([sum(lengths[i] for i in grouped[k : k + 4]) / 4 for k in range(0, 400, 4)])
     assert means[0] == means.max()
@@ -149,14 +150,16 @@ def test_a_training_that_ended_in_its_second_epoch_goes_on_the_same(folder: Path
     with pytest.raises(KeyboardInterrupt):
         losses_of(folder, plan, tmp_path / "halves", Stops())
     work = tmp_path / "halves" / "work"
-    assert checkpoints.last_whole(work, 1, 0) == work / "checkpoint-4"
+    assert checkpoints.last_whole(work, 1, 0, EXAMPLES) == work / "checkpoint-4"
     assert losses_of(folder, plan, tmp_path / "halves") == whole
     (work / "checkpoint-6" / checkpoints.MARK).unlink()
-    assert checkpoints.last_whole(work, 1, 0) == work / "checkpoint-4"
+    assert checkpoints.last_whole(work, 1, 0, EXAMPLES) == work / "checkpoint-4"
     checkpoints.remove_torn(work)
     assert not (work / "checkpoint-6").exists()
     with pytest.raises(UserError, match="written by 1 processes with zero stage 0, this run has 2 and 3"):
-        checkpoints.last_whole(work, 2, 3)
+        checkpoints.last_whole(work, 2, 3, EXAMPLES)
+    with pytest.raises(UserError, match="had 12 conversations, now they have 13, in another order"):
+        checkpoints.last_whole(work, 1, 0, EXAMPLES + 1)
 
 
 def test_times_keep_their_precision_in_a_run_of_bfloat16(
@@ -196,6 +199,23 @@ def test_adapters_learn_and_are_part_of_the_weights_afterwards(tmp_path: Path, t
     assert torch.allclose(merged, with_adapters, atol=1e-4)
     assert not torch.allclose(merged, at_first, atol=1e-2)
     assert SlowFastProcessor.from_pretrained(tmp_path / "model").placeholder() == data.processor.placeholder()
+
+
+def test_new_adapters_are_drawn_by_the_seed_alone(folder: Path) -> None:
+    """Whatever the process has drawn before, such as a model to start from."""
+    plan = replace(PLAN, trains=("projector",), lora={"rank": 2, "alpha": 8, "dropout": 0.0})
+
+    def drawn(plan: Plan) -> torch.Tensor:
+        torch.rand(len(seen) + 1)
+        seen.append(plan.seed)
+        named = dict(model_of(folder, plan).named_parameters())
+        return torch.cat([p.detach().flatten() for name, p in named.items() if ".lora_A." in name])
+
+    seen: list[int] = []
+    first = drawn(plan)
+    assert first.any()
+    assert torch.equal(first, drawn(plan))
+    assert not torch.equal(first, drawn(replace(plan, seed=1)))
 
 
 # -------------------------------------------------------------------------------------------------------- the log

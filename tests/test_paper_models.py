@@ -4,6 +4,7 @@ import ast
 import json
 from importlib import util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest.mock import create_autospec
 
@@ -16,13 +17,15 @@ from synthetic_rows import answers, questions
 
 from harness import external
 from harness.errors import UserError
-from harness.evaluate import SAMPLES, SCORES
+from harness.evaluate import SAMPLES, SCORES, SUBMISSION
 from harness.jobs import run
+from harness.paper import verb
 from harness.paper.models import FOLDER, load_model, model_names, own_model, tower_for, tower_shapes
 from harness.paper.request import Request
 from harness.paper.rows import ITS_OWN, is_counted, row_of
-from harness.paper.stages import PROBE_BYTES, PROBES, RowStages, checkpoint_state
+from harness.paper.stages import JUDGES_NAME, PROBE_BYTES, PROBES, RowStages, checkpoint_state
 from harness.reports.published import read_published
+from harness.stages import resolve
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -80,6 +83,40 @@ def test_an_own_checkpoint_is_named_by_its_folder(tmp_path: Path) -> None:
     assert (spec.name, spec.frames, spec.at(None), spec.kind) == ("my_run__2", 64, folder, "ours")
 
 
+def test_checkpoints_of_several_trainings_have_rows_of_their_own(tmp_path: Path) -> None:
+    """A training's model lies in a folder `model`: by that alone one row would take the other's place."""
+    names = {}
+    for path in ("stage2-a/model", "stage2-b/model", "stage2-b/checkpoints/checkpoint-500", "b/own"):
+        folder = tmp_path / path
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        names[path] = own_model(folder, 64).name
+    assert list(names.values()) == ["stage2-a_model", "stage2-b_model", "stage2-b_checkpoints_checkpoint-500", "own"]
+
+
+def test_another_judge_is_another_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "suite.json").write_text(json.dumps({"fingerprint": "f" * 64}))
+    names = ("activitynetqa", "videomme")
+    asked = {"models": ["qwen2_5_vl"], "benchmarks": list(names), "data": str(tmp_path), "online": True}
+    request = Request.of(OmegaConf.create(asked), [])
+
+    def keys(**variables: str) -> list[str]:
+        for name in ("OPENAI_API_URL", "MODEL_VERSION"):
+            monkeypatch.delenv(name, raising=False)
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        stages = RowStages(request, request.models[0], dict.fromkeys(names, tmp_path)).all()
+        return [attempt.key for attempt in resolve(stages, tmp_path).values()]
+
+    usual = keys()
+    assert keys() == keys(OPENAI_API_URL="https://api.openai.com/other") == usual
+    for variables in ({"OPENAI_API_URL": "http://127.0.0.1:8000/v1"}, {"MODEL_VERSION": "gpt-3.5-turbo"}):
+        judged, lettered = keys(**variables)
+        assert (judged != usual[0], lettered) == (True, usual[1])
+    packaged = Path(util.find_spec("lmms_eval").origin).parent / "tasks" / "activitynetqa" / "utils.py"
+    assert 'os.getenv("{}", "{}")'.format(*JUDGES_NAME) in packaged.read_text()
+
+
 def test_a_tower_is_looked_for_in_the_checkpoint_beside_it_and_in_the_data_root(tmp_path: Path) -> None:
     spec, data = load_model("released_64"), tmp_path / "data"
     folder = tmp_path / "checkpoint"
@@ -115,6 +152,50 @@ def test_a_checkpoints_state_is_that_of_its_files(tmp_path: Path) -> None:
     weights.write_bytes(bytes(3 * PROBES * PROBE_BYTES))
     (tmp_path / "config.json").write_text('{"a": 1}')
     assert checkpoint_state(tmp_path) != before
+
+
+def test_a_checkpoint_of_which_one_tensor_was_trained_is_another_one(tmp_path: Path) -> None:
+    """As after the paper's first stage, which leaves the language model as it is; a tensor lies between the places."""
+    frozen = {f"{i}.frozen": torch.full((2**18,), float(i)) for i in range(12)}  # 1 MB each, in order of name
+    trained = {f"{i}.trained": torch.zeros(2**11) for i in range(12)}
+    weights = tmp_path / "model.safetensors"
+
+    def state() -> str:
+        save_file(frozen | trained, weights)
+        return checkpoint_state(tmp_path)
+
+    states = [state()]
+    for name in trained:
+        trained[name] = torch.ones(2**11)
+        states.append(state())
+    assert len(set(states)) == len(states)
+
+
+def test_published_numbers_are_there_wherever_results_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = tmp_path / "results" / "published"
+    assert verb.published_for(own.parent).equals(read_published(RESULTS))
+    own.mkdir(parents=True)
+    first = next((RESULTS / "published").glob("*.csv"))
+    (own / "few.csv").write_text("".join(first.read_text().splitlines(keepends=True)[:2]))
+    assert len(verb.published_for(own.parent)) == 1
+    monkeypatch.setattr(verb, "CHECKOUT", tmp_path)
+    with pytest.raises(UserError, match="holds published numbers; restore one of them"):
+        verb.published_for(tmp_path)
+
+
+def test_a_set_without_predictions_hides_nothing_else(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    folders = {name: tmp_path / name for name in ("silent", "speaking")}
+    rows_of = [
+        SimpleNamespace(
+            spec=SimpleNamespace(name=name), suites={"egoschema_full": tmp_path}, scores_name=lambda _, n=name: n
+        )
+        for name in folders
+    ]
+    folders["speaking"].mkdir()
+    (folders["speaking"] / SUBMISSION).write_text("{}")
+    empty = verb._tell_submissions(Request.of(OmegaConf.create({}), []), rows_of, folders)
+    assert empty == ["silent: no answer to egoschema_full names an option: there is nothing to submit"]
+    assert capsys.readouterr().out == f"speaking, egoschema_full: predictions in {folders['speaking'] / SUBMISSION}\n"
 
 
 def test_an_external_models_row_is_scored_by_lmms_eval_and_has_nothing_counted(

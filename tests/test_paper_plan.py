@@ -3,6 +3,7 @@
 import io
 import json
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,14 @@ from architectures.cost import prefill_cost
 from architectures.official_names import config_from_official
 from harness.errors import UserError
 from harness.paper import plan as planning
-from harness.paper.memory import evaluation_memory
+from harness.paper.memory import checkpoint_bytes, evaluation_memory
 from harness.paper.models import ModelSpec, load_model
 from harness.paper.plan import NEW_TOKENS, TEXT_TOKENS, Questions, Work, config_of, device_hours, needs_of, plan_of
 from harness.paper.request import Request
 from harness.paper.verb import print_plan, table
 from harness.profilers.flops import count_decode, count_prefill
 from harness.profilers.random_weights import RandomWeights
-from harness.real.catalogue import EXPECTED
+from harness.real.catalogue import EXPECTED, bytes_of
 
 REFERENCE = Path(__file__).parent / "reference" / "checkpoint_manifest_7b.json"
 FRAMES, TEXT, ANSWER = 16, 32, 3
@@ -196,7 +197,8 @@ def test_a_plan_says_what_is_not_known_and_needs_nothing(tmp_path: Path) -> None
     assert {fetch.what: fetch.bytes for fetch in made.fetches}["sy1998/MLVU_dev"] is None
     assert not any(fetch.here for fetch in made.fetches)
     needs = needs_of(made)
-    assert (needs.disk, needs.memory, needs.gpu_memory) == (own.memory.weights, own.memory.weights, own.memory.peak)
+    assert (needs.disk, needs.memory, needs.gpu_memory) == (2 * own.memory.weights, own.memory.weights, own.memory.peak)
+    assert [needs_of(plan_of(replace(made.request, processes=8, device=d))).gpus for d in ("auto", "cpu")] == [8, 1]
     console = Console(file=io.StringIO(), width=80)
     print_plan(made, console)
     text = console.file.getvalue()
@@ -223,6 +225,8 @@ def test_a_plan_says_what_is_not_known_and_needs_nothing(tmp_path: Path) -> None
         ({"dtype": "int8"}, "dtype=int8: choose one of"),
         ({"processes": 0}, "processes=0: it is at least 1"),
         ({"checkpoint": "/nowhere"}, "no folder of a saved model"),
+        ({"submit": True}, "submit=true: no benchmark here has predictions to post"),
+        ({"submit": True, "benchmarks": ["egoschema_full"], "limit": 5}, "a set is posted whole; leave out limit=5"),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -249,6 +253,18 @@ def test_a_null_is_the_default_and_a_checkpoint_comes_alone_unless_models_are_na
     assert [spec.folder for spec in alone.models] == [tmp_path]
     both = request(models=["released_64"], checkpoint=str(tmp_path))
     assert [spec.kind for spec in both.models] == ["released", "ours"]
+
+
+def test_the_readmes_disk_and_hours_are_the_plans() -> None:
+    made = plan_of(request())
+    readme = (Path(__file__).parents[1] / "README.md").read_text().partition("## Paper scale")[2]
+    weights = sum(checkpoint_bytes(work.config) for work in made.works)
+    hours = device_hours(made.flop, "bfloat16")
+    assert f"{made.to_fetch / 1e9:.0f} GB to download" in readme
+    assert f"{(bytes_of(made.request.benchmarks)[0] + 2 * weights) / 1e9:.0f} GB of disk" in readme
+    assert f"{hours['A100 SXM 80 GB']:.1f} hours of one A100 or {hours['H100 SXM']:.1f} of one H100" in readme.replace(
+        "\n", " "
+    )
 
 
 def test_without_data_there_is_one_sentence() -> None:

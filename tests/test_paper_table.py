@@ -167,6 +167,16 @@ def test_a_limited_suite_counts_missing_categories_as_nothing(tmp_path: Path) ->
     assert "NOT ALL OF THEM: limit=3" in " ".join(printed.split())
 
 
+def test_a_row_that_replaces_one_of_more_benchmarks_is_told(tmp_path: Path) -> None:
+    row, samples = made_row("released_64")
+    asked = ["mlvu", "videomme"]
+    part = row.model_copy(update={"scores": {name: row.scores[name] for name in asked}})
+    assert keep(tmp_path, [(row, samples)]) == keep(tmp_path, [(row, samples)]) == []
+    (told,) = keep(tmp_path, [(part, samples[samples["benchmark"].isin(asked)])])
+    assert "the row released_64 was stored without egoschema, longvideobench, mvbench, which an older one had" in told
+    assert keep(tmp_path, [(row, samples)]) == []
+
+
 def test_samples_of_another_run_are_refused(tmp_path: Path) -> None:
     row, samples = made_row("released_64")
     rows, kept = stored(tmp_path, (row, samples))
@@ -203,6 +213,21 @@ def test_generated_tokens_that_read_slow_tokens_are_a_difference(tmp_path: Path)
     made, _ = written(tmp_path, rows, samples)
     line = line_of(made, "released_64", "egoschema", "samples")
     assert "generated tokens: read slow tokens here, published: do not read slow tokens" in line["differs_in"]
+
+
+def test_what_a_benchmark_has_besides_and_who_judged_it_is_told() -> None:
+    described = record(judge={"activitynetqa": "some-model at judge.example"})
+    described["decoder"] |= dict.fromkeys(("tempcompass", "activitynetqa"), "pyav 15.1.0")
+    row = pd.Series({"frames": 64, "suite": described, "versions": {"lmms-eval": "0.7.3"}})
+    published, spec, told = read_published(RESULTS), SPECS["released_64"], {}
+    for name in ("tempcompass", "activitynetqa", "videomme"):
+        (found,) = comparing.find_published(published, spec, row, name, "samples", 9, False)
+        told[name] = [sentence for sentence in found.unknown if sentence.startswith(("tasks", "judge"))]
+    assert told == {
+        "tempcompass": ["tasks: its multiple choice, one of four here, published: not known"],
+        "activitynetqa": ["judge: some-model at judge.example here, published: not known"],
+        "videomme": [],
+    }
 
 
 def test_published_numbers_at_other_frames_are_not_compared() -> None:

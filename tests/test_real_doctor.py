@@ -120,6 +120,10 @@ PIECES: dict[str, tuple[str, Damage, str, str, str]] = {
         f"{HOME}/datasets/longvideobench/videos",
         *(empty, "longvideobench: videos", "not unpacked: videos.tar", "benchmarks=[longvideobench]"),
     ),
+    "the subtitles": (
+        f"{HOME}/videomme/subtitle/mme_0.srt",
+        *(Path.unlink, "videomme_w_subtitle: subtitles", "of 0 of 2 videos; not unpacked: subtitle.zip", "_subtitle]"),
+    ),
     "a shard": (
         SHARD,
         *(Path.unlink, "checkpoint checkpoint", "is not there, though model.safetensors.index.json lists it", "cp -r"),

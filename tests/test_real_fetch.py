@@ -8,10 +8,12 @@ import tarfile
 import zipfile
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from huggingface_hub.errors import (
     GatedRepoError,
+    HfHubHTTPError,
     HTTPError,
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
@@ -19,6 +21,7 @@ from huggingface_hub.errors import (
 from omegaconf import OmegaConf
 from stand_in_hub import EVERY, FIVE, lay_out, tarred, write_stand_ins, zipped
 
+from harness.compose import compose
 from harness.errors import UserError
 from harness.real import fetch as fetching
 from harness.real import verb
@@ -27,6 +30,13 @@ from harness.real.catalogue import MVBENCH, PERCEPTIONTEST, VIDEOMME
 from harness.real.fetch import fetch, fetch_checkpoint
 
 Usage = namedtuple("Usage", "total used free")
+
+
+def answered(status: int) -> HfHubHTTPError:
+    """The error of an answer with this HTTP status."""
+    error = HfHubHTTPError.__new__(HfHubHTTPError)
+    error.response = SimpleNamespace(status_code=status)
+    return error
 
 
 def videos_below(home: Path) -> dict[str, bytes]:
@@ -162,8 +172,10 @@ def test_a_download_asks_for_the_right_branch_without_what_is_not_needed(
         (RepositoryNotFoundError.__new__(RepositoryNotFoundError), "the hub has no dataset sy1998/MLVU_dev"),
         (HTTPError("reset"), r"could not be downloaded \(HTTPError\); the same command goes on"),
         (LocalEntryNotFoundError("offline"), r"could not be downloaded \(LocalEntryNotFoundError\)"),
+        (answered(401), r"token for invalid or expired; log in anew: `hf auth login --force`"),
+        (answered(503), r"could not be downloaded \(HfHubHTTPError\); the same command goes on"),
     ],
-    ids=["gated", "not there", "cut off", "no network"],
+    ids=["gated", "not there", "cut off", "no network", "wrong token", "busy"],
 )
 def test_what_goes_wrong_at_the_hub_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
@@ -213,7 +225,7 @@ def test_the_verb_fetches_what_was_typed(
     monkeypatch.setattr(fetching, "fetch", lambda data, benchmarks, *rest: fetched.extend(benchmarks))
     models: list[str] = []
     monkeypatch.setattr(fetching, "fetch_checkpoint", lambda data, name, online: models.append(name))
-    verb.fetch(OmegaConf.from_dotlist([f"data={tmp_path}", *typed]), typed)
+    verb.fetch(compose(["scale=paper", f"data={tmp_path}", *typed]), typed)
     assert (sorted(fetched), len(models)) == (sorted(wanted[0]), wanted[1])
 
 

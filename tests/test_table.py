@@ -273,7 +273,7 @@ def test_every_row_of_the_shipped_table_can_be_built() -> None:
         (["suite", "scale=paper"], "name the folder of the real benchmarks: data=FOLDER"),
         (["table", "prompts=official"], "prompts=official changes nothing here: prompts is for scale=paper"),
         (["ablate", "grid=gates", "online=true"], "online=true changes nothing here: online is for scale=paper"),
-        (["controls", "dry_run=true"], "dry_run: the verb controls has no plan to print; ablate and table have"),
+        (["controls", "dry_run=true"], "the verb controls has no plan to print; ablate and finetune and table have"),
         (["table", "gate=nope"], "there is no gate 'nope'; choose one of"),
         (["table", "frames=many"], "frames takes a whole number, not 'many'"),
         (["table", "slow_tokens.time.name=x"], "Unknown time position 'x': choose one of fourier, none, rotary"),

@@ -128,7 +128,7 @@ class Dies(TrainerCallback):
 
 
 class Notes(TrainerCallback):
-    """What DeepSpeed made of the model, in a file per process."""
+    """What DeepSpeed made of the model, in a file per process; once a step is done, also the bytes that it holds."""
 
     def __init__(self, trainer: Any, file: Path):
         self.trainer, self.file = trainer, file
@@ -151,6 +151,18 @@ class Notes(TrainerCallback):
             "resumed_at": state.global_step,
         }
         self.file.write_text(json.dumps(noted))
+        self.noted, self.flat = noted, flat
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step != self.noted["resumed_at"] + 1 or not self.noted["stage"]:
+            return
+        parameters = list(self.trainer.model.parameters())
+        shares = [parameter.ds_tensor for parameter in parameters if hasattr(parameter, "ds_tensor")]
+        kept = self.trainer.model_wrapped.optimizer.optimizer.state.values()
+        averages = [tensor for some in kept for name, tensor in some.items() if name != "step"]
+        held = {"weights": (*parameters, *shares), "optimiser": (*self.flat, *averages)}
+        held = {name: sum(tensor.nbytes for tensor in tensors) for name, tensors in held.items()}
+        self.file.write_text(json.dumps({**self.noted, "held": held}))
 
 
 def main() -> None:

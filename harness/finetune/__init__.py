@@ -11,4 +11,5 @@
 | from which weights, to which folder               | `start.py`, `export.py`                               |
 | the log, and the FLOPs in it                      | `logs.py`, `flops.py`                                 |
 | the verb, its settings, its launches              | `verb.py`, `settings.py`, `launch.py`                 |
+| what a run would do; the memory it would need     | `preview.py`; `memory.py`                             |
 """

@@ -14,16 +14,17 @@ PATIENCE_S = 24 * 3600.0  # how long others wait for the first process's prepara
 GLANCE_S = 0.2
 
 
-def mark_whole(checkpoint: Path, processes: int, stage: int) -> None:
-    """Says of a checkpoint that all of it is there, and how it is sharded."""
-    write_text(checkpoint / MARK, json.dumps({"processes": processes, "zero": stage}))
+def mark_whole(checkpoint: Path, processes: int, stage: int, conversations: int) -> None:
+    """Says of a checkpoint that all of it is there, how it is sharded, and how many conversations are learned from."""
+    told = {"processes": processes, "zero": stage, "conversations": conversations}
+    write_text(checkpoint / MARK, json.dumps(told))
 
 
-def last_whole(work: Path, processes: int, stage: int) -> Path | None:
+def last_whole(work: Path, processes: int, stage: int, conversations: int) -> Path | None:
     """The newest whole checkpoint of a run.
 
-    Raises UserError for one that was written by another number of processes, or at another stage of ZeRO: its shards
-    do not fit, and the same step would see other data.
+    Raises UserError for one that was written by another number of processes, at another stage of ZeRO, or of another
+    number of conversations: its shards do not fit, or the same step would see other data.
     """
     for checkpoint in newest_first(work):
         mark = checkpoint / MARK
@@ -34,6 +35,11 @@ def last_whole(work: Path, processes: int, stage: int) -> Path | None:
             raise UserError(
                 f"{checkpoint} was written by {written['processes']} processes with zero stage {written['zero']}, this "
                 f"run has {processes} and {stage}: launch it as it was, or remove the folder {work} to begin anew"
+            )
+        if written.get("conversations", conversations) != conversations:
+            raise UserError(
+                f"{checkpoint} was written when the annotations had {written['conversations']} conversations, now they "
+                f"have {conversations}, in another order: restore them, or remove the folder {work} to begin anew"
             )
         return checkpoint
     return None

@@ -2,7 +2,8 @@
 
 Some launches train silently on something else than was asked for: with ACCELERATE_USE_CPU DeepSpeed is passed over;
 on a CPU, DeepSpeed and the Trainer may disagree on how many processes there are, and every process then trains on the
-same data; without a launcher, ZeRO has nothing to shard over. Each of these is refused here in a sentence.
+same data; without a launcher, ZeRO has nothing to shard over, and one process that sees several GPUs takes batches as
+many times as large. Each of these is refused here in a sentence.
 """
 
 import os
@@ -52,6 +53,11 @@ def expect_launch(world: World, stage: int, gpus: int, environment: Mapping[str,
         raise UserError(f"zero={stage} shards over processes, but none were launched: {HOW}, or say zero=none")
     if world.size > 1 and not world.launched:
         raise UserError(f"WORLD_SIZE is {world.size}, but LOCAL_RANK is not set: launch with {HOW}")
+    if gpus > 1 and not world.launched:  # the Trainer would put a batch on each of them (torch's DataParallel)
+        raise UserError(
+            f"one process sees {gpus} GPUs and would train on batches {gpus} times as large: {HOW}, or let it see one "
+            "(CUDA_VISIBLE_DEVICES=0)"
+        )
     if gpus and world.local_rank >= gpus:
         raise UserError(f"process {world.local_rank} of this node has no GPU of its own: launch {gpus}, one for each")
 

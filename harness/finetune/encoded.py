@@ -12,6 +12,7 @@ from architectures import SlowFastForConditionalGeneration
 from harness.decoders import find_decoder
 from harness.errors import UserError
 from harness.features import Memo, Seen, encoding_key
+from harness.finetune.annotations import Medium
 from harness.finetune.dataset import ConversationDataset
 from harness.journal import Watched
 from harness.packets import VideoError
@@ -22,6 +23,11 @@ def memo_of(dataset: ConversationDataset, model: SlowFastForConditionalGeneratio
     """Where the features of this model under the dataset's rule of frames are kept, below `folder`."""
     decoder = find_decoder(dataset.decoder).version()
     return Memo(folder, encoding_key(model, dataset.processor, dataset.rule.frames, decoder, dataset.rule))
+
+
+def media_of(dataset: ConversationDataset) -> dict[Path, Medium]:
+    """Every video and image of a dataset, once, by its path."""
+    return {medium.path: medium for at in range(len(dataset)) for medium in dataset.groups[at][0].media}
 
 
 @torch.inference_mode()
@@ -37,7 +43,7 @@ def keep_features(
     room for all.
     """
     memo = memo_of(dataset, model, folder)
-    media = {medium.path: medium for at in range(len(dataset)) for medium in dataset.groups[at][0].media}
+    media = media_of(dataset)
     for path in progress.track(memo.missing(list(media)), "encode"):
         try:
             frames_TCHW, times_T = dataset.look(media[path])

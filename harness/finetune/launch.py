@@ -1,5 +1,6 @@
 """Starting the processes of a training: torchrun, DeepSpeed's launcher, or a script for SLURM."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -68,4 +69,13 @@ def expect_one_node(settings: DictConfig) -> None:
         raise UserError(
             f"nodes={settings.nodes}: launch={settings.launch.name} starts on this machine only; say launch=slurm, or "
             "run torchrun on each node yourself"
+        )
+
+
+def expect_first(settings: DictConfig) -> None:
+    """UserError where each of several launched processes would launch as many again, all on the same GPUs."""
+    if settings.launch in (Launch.torchrun, Launch.deepspeed) and "LOCAL_RANK" in os.environ:
+        raise UserError(
+            f"launch={settings.launch.name}, but a launcher has started this process already: leave launch out, or "
+            "start it without a launcher"
         )

@@ -14,8 +14,10 @@ from transformers import TrainerCallback
 
 from harness.finetune.flops import StepCost, frames_of, learning_rows, real_tokens
 from harness.profilers.roofline import listed_roofs
+from harness.progress import Bar, Progress
 
 KEYS = ("samples_per_s", "frames_per_s", "tokens_per_s", "peak_memory_gb", "tflop_per_step", "share_of_peak")
+SECONDS_BETWEEN_LOSSES = 30.0
 Sum = Callable[[list[float]], list[float]]  # of one number per process, for each of several
 
 
@@ -71,6 +73,29 @@ class Meter(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.started = self.clock()
+
+
+class ShownSteps(TrainerCallback):
+    """Shows how many steps are done, from where a resumed run begins, and tells the loss, twice a minute at most."""
+
+    def __init__(self, progress: Progress):
+        self.progress, self.told = progress, time.monotonic()
+        self.bar: Bar | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar = self.progress.bar("steps", state.max_steps, done=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.advance(state.global_step - self.bar.done)
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Mapping[str, float], **kwargs: Any) -> None:
+        now = time.monotonic()
+        if "loss" in logs and now - self.told >= SECONDS_BETWEEN_LOSSES:
+            self.progress.say(f"step {state.global_step}: loss {logs['loss']:.4f}")
+            self.told = now
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.bar.__exit__()
 
 
 def peak_memory() -> int:

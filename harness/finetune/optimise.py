@@ -32,8 +32,9 @@ def parameter_groups(
 class Order(Sampler[int]):
     """Which example comes when: a shuffle that is a function of (seed, epoch), the same in every process.
 
-    With `lengths`, examples of similar length stand together (in random order): within a `step`, the number of
-    examples of one optimiser step over all processes, so that none waits for another's long ones.
+    `step` is the number of examples of one optimiser step over all processes. Only whole steps come: what does not
+    fill the last one of an epoch waits for another epoch's shuffle. With `lengths`, examples of similar length stand
+    together within a step, and steps are in random order: no process waits for another's long ones.
     """
 
     def __init__(self, examples: int, seed: int, step: int, lengths: Sequence[int] | None = None):
@@ -47,18 +48,18 @@ class Order(Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.examples
+        return self.examples // self.step * self.step
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(EPOCH * self.epoch + self.seed)
         if self.lengths is None:
-            return iter(torch.randperm(self.examples, generator=generator).tolist())
+            return iter(torch.randperm(self.examples, generator=generator).tolist()[: len(self)])
         grouped = get_length_grouped_indices(list(self.lengths), self.step, generator=generator)
         return iter(self._shuffled_steps(grouped, generator))
 
     def _shuffled_steps(self, order: list[int], generator: torch.Generator) -> list[int]:
-        """The steps in random order: the library's begin with the longest of every fifty. A short one stays last."""
-        steps = [order[i : i + self.step] for i in range(0, len(order) // self.step * self.step, self.step)]
+        """The whole steps in random order: the library's begin with the longest of every fifty."""
+        steps = [order[i : i + self.step] for i in range(0, len(self), self.step)]
         first, *others = steps or [[]]  # the longest of all stays first: memory that does not suffice shows at once
         shuffled = [others[i] for i in torch.randperm(len(others), generator=generator)]
-        return [index for step in (first, *shuffled) for index in step] + order[len(steps) * self.step :]
+        return [index for step in (first, *shuffled) for index in step]

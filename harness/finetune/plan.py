@@ -17,11 +17,12 @@ from harness.errors import UserError
 from harness.finetune.parts import expect_parts
 
 REPORTERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # and the package of each
+PLACES_OF_TRACKIO = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # where it sends its log; without them it keeps it
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 SCHEDULES = ("cosine", "linear", "constant_with_warmup", "constant")
 ELSEWHERE = (  # settings that do not change what is learned: a run that is resumed may have others
     *("workers", "save_every", "keep", "log_every", "report_to", "online", "launch", "processes", "nodes"),
-    *("partition", "minutes", "gigabytes", "runs_dir", "output", "features"),
+    *("partition", "minutes", "gigabytes", "dry_run", "runs_dir", "output", "features"),
 )
 
 
@@ -90,6 +91,8 @@ class Plan:
                 raise UserError(f"recipe.{name}={getattr(self, name)}: it is at least 1")
         if self.schedule not in SCHEDULES:
             raise UserError(f"recipe.schedule={self.schedule}: choose one of {', '.join(SCHEDULES)}")
+        if self.final_lr and self.schedule != "cosine":
+            raise UserError(f"recipe.final_lr={self.final_lr} is a cosine's end: say recipe.schedule=cosine, or 0")
         if on_cpu and self.dtype != "float32":
             raise UserError(f"dtype={self.dtype}: there is no GPU here, and a CPU trains in float32: say dtype=float32")
         if self.lora["rank"] and "language_model" in self.trains:
@@ -136,6 +139,8 @@ def arguments(
     """The Trainer's arguments; checkpoints and local logs go to `work`."""
     if not plan.online:
         os.environ["WANDB_MODE"] = "offline"
+        for name in PLACES_OF_TRACKIO:
+            os.environ.pop(name, None)
     os.environ.setdefault("TENSORBOARD_LOGGING_DIR", str(work / "tensorboard"))
     os.environ.setdefault("WANDB_DIR", str(work))
     joined = on_cpu and deepspeed is not None  # `distributed.join` has put this process among the others
@@ -165,7 +170,7 @@ def arguments(
         remove_unused_columns=False,
         dataloader_num_workers=plan.workers,
         dataloader_persistent_workers=plan.workers > 0,
-        dataloader_drop_last=True,  # every step has as many conversations, in one process and in several
+        dataloader_drop_last=True,  # what is too few for all processes; `Order` gives none of it
         dataloader_pin_memory=not on_cpu,
         ddp_find_unused_parameters=False,
         ddp_backend="gloo" if on_cpu and launched and not joined else None,

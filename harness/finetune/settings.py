@@ -54,6 +54,7 @@ class FinetuneSettings(Groups):
     minutes: int = setting("SLURM time of the job", least=1)
     gigabytes: int = setting("SLURM memory per node", least=1)
 
+    dry_run: bool = setting("print what would be trained and the memory it needs, and train nothing")
     runs_dir: str = setting("where checkpoints and models go, under finetune/")
     output: str | None = setting("folder of the trained model; null: one of its own in runs_dir")
 

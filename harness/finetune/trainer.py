@@ -136,7 +136,7 @@ class FinetuneTrainer(Trainer):
         self.accelerator.wait_for_everyone()
         if self.args.should_save:
             folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
-            checkpoints.mark_whole(folder, self.world.size, self.plan.stage)
+            checkpoints.mark_whole(folder, self.world.size, self.plan.stage, len(self.train_dataset))
 
 
 def trainer_of(
@@ -172,6 +172,7 @@ def trainer_of(
 def model_of(start: Path, plan: Plan) -> SlowFastForConditionalGeneration:
     """The model in a folder as the plan has it learn."""
     model = SlowFastForConditionalGeneration.from_pretrained(start, dtype=plan.loaded_dtype)
+    torch.manual_seed(plan.seed)  # adapters are drawn alike, whatever this process has drawn before
     add_adapters(model, plan.lora)
     choose(model, plan.trains)
     if plan.checkpointing:
@@ -197,6 +198,6 @@ def run(trainer: FinetuneTrainer, data: Data, out: Path) -> Mapping[str, Any]:
     work = Path(trainer.args.output_dir)
     if trainer.is_world_process_zero():
         checkpoints.remove_torn(work)
-    resumed = checkpoints.last_whole(work, trainer.world.size, trainer.plan.stage)
+    resumed = checkpoints.last_whole(work, trainer.world.size, trainer.plan.stage, len(data.dataset))
     trainer.train(resume_from_checkpoint=str(resumed) if resumed is not None else None)
     return export(trainer, data.processor, out)

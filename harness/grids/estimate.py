@@ -130,8 +130,9 @@ def _likeness(one: Mapping[str, Any], other: Mapping[str, Any]) -> int:
 
 
 def _units(kwargs: Mapping[str, Any]) -> float:
-    if "recipe.steps" in kwargs:
-        return max(kwargs["recipe.steps"], 1)
+    steps = kwargs.get("recipe.steps", kwargs.get("settings.steps"))
+    if steps is not None:
+        return max(steps, 1)
     return max(kwargs.get("stop", 1) - kwargs.get("start", 0), 1)
 
 
@@ -163,6 +164,8 @@ def _of_row(row: Mapping[str, Any]) -> Iterator[tuple[str, Record]]:
         ("base_stage", "base", "base"),
         ("adapt_stage", "adapt", "adapt"),
     ):
+        if name == "adapt" and row["config"].get("training", {}).get("stages"):  # several stages' time in one
+            continue
         own = {"frames": row["frames"], "variant": row["config"]} if name == "adapt" else {}
         kwargs = dict(flat({"recipe": scale[recipe], **own}))
         yield f"{TRAINING}{function}", Record(kwargs, seconds[name], _units(kwargs), COMMITTED)

@@ -28,6 +28,10 @@ def flop_of(plan: Plan, stage: Stage) -> float:
         return STEP * _answering(mini_config(plan.base_settings), BaseTraining.FRAMES_AT_MOST) * _questions(stage)
     if kind == "adapt_stage":
         return STEP * _answering(mini_config(settings), cell.frames) * _questions(stage)
+    if kind == "training_stage":
+        told = stage.kwargs["settings"]
+        asked = told["recipe"]["batch_size"] * told["per_video"] * told["steps"]
+        return STEP * _answering(mini_config(settings), cell.frames) * asked
     row = _cost(mini_config(settings), cell.frames)
     per_frame = row.vision / cell.frames
     if kind == "encoder_stage":

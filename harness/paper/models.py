@@ -5,6 +5,7 @@ any folder in the official layout) or `external` (one of lmms-eval's own models,
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from harness.real.fetch import MODELS
 
 FOLDER = CONF / "model"
 CHECKPOINT = "checkpoint"  # the model whose folder is typed
+SAYS_NOTHING = re.compile(r"model|final|last|latest|checkpoints?(-\d+)?")  # names that every training's folders have
 
 
 class Published(BaseModel):
@@ -102,11 +104,19 @@ def load_model(name: str) -> ModelSpec:
 
 
 def own_model(folder: Path, frames: int) -> ModelSpec:
-    """The row of the checkpoint in `folder`: its name is the folder's; UserError if there is none."""
+    """The row of the checkpoint in `folder`: its name is the folder's; UserError if there is none.
+
+    With that of the folder around it where it says nothing: rows of one name take each other's place.
+    """
     if not (folder / CONFIG).is_file():
         raise UserError(f"checkpoint={folder}: no folder of a saved model (it has no {CONFIG}); name one that has")
     spec = load_model(CHECKPOINT)
-    name = "".join(letter if letter.isalnum() or letter in "._-" else "_" for letter in folder.resolve().name)
+    path = folder.resolve()
+    parts = [path.name]
+    while SAYS_NOTHING.fullmatch(parts[0]) and path.parent.name:
+        path = path.parent
+        parts.insert(0, path.name)
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", "_".join(parts))
     return spec.model_copy(update={"name": name, "frames": frames, "folder": folder.resolve()})
 
 

@@ -156,17 +156,20 @@ def plan_of(request: Request) -> Plan:
 
 
 def needs_of(plan: Plan) -> Needs:
-    """What the doctor compares the machine with: memory of a process on its GPU and beside it, disk for imports.
+    """What the doctor compares the machine with: GPUs, memory of a process on its GPU and beside it, disk for weights.
 
-    Every process holds a checkpoint in main memory before its GPU does; an import writes it once more.
+    Every process holds a checkpoint in main memory before its GPU does. Those that are not here are still to be
+    fetched; an import writes one once more.
     """
     counted = [work for work in plan.works if work.config is not None]
     sizes = [checkpoint_bytes(work.config) for work in counted]
     imported = [size for work, size in zip(counted, sizes, strict=True) if work.spec.kind == "released"]
+    weights = [_weights_of(work, plan.request.data) for work in counted if work.spec.hub is not None]
     return Needs(
-        disk=sum(imported),
+        disk=sum(imported) + sum(fetch.bytes for fetch in weights if not fetch.here),
         memory=max(sizes, default=0) * plan.request.processes or None,
         gpu_memory=max((work.memory.peak for work in counted), default=None),
+        gpus=1 if plan.request.device.startswith("cpu") else plan.request.processes,
     )
 
 

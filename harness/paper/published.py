@@ -19,6 +19,7 @@ from harness.real.catalogue import EXPECTED
 CATEGORIES, QUESTIONS = "categories", "samples"  # what a score is a mean over, in the registry's words
 AS_PACKAGED = "as packaged"
 AS_NAMED = "as named"  # of subtitles: the published column's name says whether there are any
+PARTS = {"tempcompass": "its multiple choice, one of four"}  # what is asked of a benchmark that has more to ask
 SUBTITLES = {"videomme": "without", "videomme_w_subtitle": "with", "longvideobench": "without"}
 
 
@@ -81,6 +82,8 @@ def made_with(row: pd.Series, benchmark: Benchmark, asked: int) -> dict[str, str
         "precision": str(record["precision"] or "its code's own"),
         "generated tokens": _reading(record["generated_read_slow"]),
         "lmms-eval": row["versions"]["lmms-eval"],
+        "judge": record.get("judge", {}).get(benchmark.name, ""),
+        "tasks": PARTS.get(benchmark.name, ""),
         "questions": questions_of(benchmark, asked, record["limit"]),
     }
 

@@ -88,10 +88,13 @@ class Request:
         for name in ("processes", "batch_size", "limit"):
             if asked[name] is not None and asked[name] < 1:
                 raise UserError(f"{name}={asked[name]}: it is at least 1")
+        benchmarks = _benchmarks(asked["benchmarks"], asked["further"], asked["online"])
+        if asked["submit"]:
+            _expect_submission(benchmarks, asked["limit"])
         return cls(
             models=_models(asked),
             data=None if asked["data"] is None else Path(asked["data"]).absolute(),
-            benchmarks=_benchmarks(asked["benchmarks"], asked["further"], asked["online"]),
+            benchmarks=benchmarks,
             runs=Path(asked["runs_dir"]).absolute(),
             results=Path(asked["results_dir"]).absolute(),
             **{
@@ -130,6 +133,14 @@ def _models(asked: dict[str, Any]) -> tuple[ModelSpec, ...]:
         if model.frames is None:
             raise UserError(f"models: {model.name} has no frames of its own; give its folder as checkpoint=FOLDER")
     return tuple(models)
+
+
+def _expect_submission(benchmarks: Sequence[str], limit: int | None) -> None:
+    """UserError where there would be nothing to post, or a part of a set, whose rest counts as missing."""
+    if not any(benchmark_named(name).submission for name in benchmarks):
+        raise UserError("submit=true: no benchmark here has predictions to post; add benchmarks=[egoschema_full]")
+    if limit is not None:
+        raise UserError(f"submit=true: a set is posted whole; leave out limit={limit}")
 
 
 def _benchmarks(chosen: Sequence[str] | None, further: bool, online: bool) -> tuple[str, ...]:

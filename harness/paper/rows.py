@@ -141,6 +141,7 @@ def _record(stages: RowStages, scored: Mapping[str, Scored], reads_slow: bool | 
         "processes": request.processes,
         "decoder": {name: summary.get("decoder") for name, summary in summaries.items()},
         "generated_read_slow": reads_slow,
+        "judge": {name: _json(each.folder / DESCRIPTION)["kwargs"].get("judge", "") for name, each in scored.items()},
         "split": {name: benchmark.split for name, benchmark in benchmarks.items()},
         "aggregation": {name: benchmark.aggregation for name, benchmark in benchmarks.items()},
     }
@@ -176,13 +177,18 @@ def _json(path: Path) -> Any:
 # ------------------------------------------------------------------------------------------------- their files
 
 
-def keep(results: Path, made: Sequence[tuple[Row, pd.DataFrame]]) -> None:
-    """Store rows with their samples, each in the file of its way of asking, in place of the same model's older one."""
+def keep(results: Path, made: Sequence[tuple[Row, pd.DataFrame]]) -> list[str]:
+    """Store rows with their samples, each in the file of its way of asking, in place of the same model's older one.
+
+    Returns a sentence for each row whose older one had more benchmarks.
+    """
+    fewer = []
     for name in sorted({(row.table, row.scale, row.seed) for row, _ in made}):
-        _keep(results, name, [each for each in made if (each[0].table, each[0].scale, each[0].seed) == name])
+        fewer += _keep(results, name, [each for each in made if (each[0].table, each[0].scale, each[0].seed) == name])
+    return fewer
 
 
-def _keep(results: Path, name: tuple[str, str, int], made: Sequence[tuple[Row, pd.DataFrame]]) -> None:
+def _keep(results: Path, name: tuple[str, str, int], made: Sequence[tuple[Row, pd.DataFrame]]) -> list[str]:
     rows = [row for row, _ in made]
     path, samples_path = _files(results, *name)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -193,6 +199,14 @@ def _keep(results: Path, name: tuple[str, str, int], made: Sequence[tuple[Row, p
         parts = [part for key, part in tagged.items() if key in {_key(row) for row in kept}]
         stored.write_samples(samples_path, [*parts, *(samples for _, samples in made)])
         stored.write_rows(path, sorted([*kept, *rows], key=_key))
+    before = {_key(row): row.scores for row in old}
+    lost = {row.architecture: set(before.get(_key(row), {})) - set(row.scores) for row in rows}
+    return [
+        f"{path}: the row {model} was stored without {', '.join(sorted(names))}, which an older one had; the command "
+        "for all benchmarks brings them back, and computes none again"
+        for model, names in lost.items()
+        if names
+    ]
 
 
 def read_all(results: Path, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -10,13 +10,16 @@ others with it, and one that is added later leaves the finished ones as they are
 
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+from urllib.parse import urlsplit
 
+from harness.asking import JUDGE
 from harness.benchmarks import benchmark_named
 from harness.errors import UserError
 from harness.journal import SCORING
@@ -31,11 +34,14 @@ from harness.stages import Stage
 MODEL = "model"  # the folder of an import's result, below the stage's own
 SHAPING = (".safetensors", ".json", ".jinja", ".txt", ".model")  # endings of a checkpoint's files that make answers
 PROBES, PROBE_BYTES = 64, 2**16  # of a weight file: places that are read, evenly spaced, and how much at each
+TENSOR_BYTES = 2**12  # that are read at a place in a tensor
+HEAD_BYTES = 8  # of a safetensors file: the length of the JSON that follows them
 TOKENIZERS = ("tokenizer.json", "vocab.json")
 EXTERNAL = (
     *("harness.external", "harness.asking", "harness.evaluate", "harness.lmms_requests", "harness.processes"),
-    *("harness.benchmarks", "harness.further_benchmarks", "harness.submission"),
+    *("harness.benchmarks", "harness.further_benchmarks", "harness.submission", "harness.real.videos"),
 )
+JUDGES_NAME = ("MODEL_VERSION", "gpt-4o-2024-11-20")  # where the packaged tasks look for the judge's, and their default
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ class RowStages:
         kwargs = {"suite_state": fingerprint_of(self.suites[benchmark]), "benchmark": benchmark}
         aside = {"suite": self.suites[benchmark], "processes": request.processes, "device": request.device}
         aside["online"] = request.online
+        if judge := judge_of(benchmark):
+            kwargs["judge"] = judge
         name = self.scores_name(benchmark)
         if self.spec.is_external:
             kwargs |= {"model": self.spec.lmms_model, "model_args": self.spec.arguments(None)}
@@ -130,6 +138,13 @@ class RowStages:
     def scores_name(self, benchmark: str) -> str:
         """Stage name of a benchmark's evaluation."""
         return f"scores-{self.spec.name}-{benchmark}"
+
+
+def judge_of(benchmark: str) -> str:
+    """The language model that the packaged task lets score its answers, and where; "" where there is none."""
+    if not benchmark_named(benchmark).judge:
+        return ""
+    return f"{os.environ.get(*JUDGES_NAME)} at {urlsplit(os.environ.get(*JUDGE)).netloc}"
 
 
 def fingerprint_of(suite: Path) -> str:
@@ -178,10 +193,12 @@ def scores_stage(
     imported: Path | None = None,
     checkpoint: Path | None = None,
     checkpoint_state: str = "",
+    judge: str = "",
 ) -> None:
     """Evaluates one benchmark: `samples.parquet`, `scores.json`, the journal.
 
-    The states stand for what is in the folders. Processes, workers, device and online shape no result.
+    The states stand for what is in the folders, `judge` for who scores the answers. Processes, workers, device and
+    online shape no result.
     """
     from harness.mini.training import quiet
     from harness.processes import evaluate_in_processes
@@ -217,6 +234,7 @@ def external_stage(
     device: str,
     online: bool,
     suite_state: str,
+    judge: str = "",
 ) -> None:
     """Evaluates one benchmark with one of lmms-eval's own models; the files are the same.
 
@@ -277,9 +295,10 @@ def checkpoint_state(folder: Path) -> str:
 
 
 def file_state(path: Path) -> str:
-    """A hash of a file's size and content, of weights of its head and 64 places in it.
+    """A hash of a file's size and content, of weights of its head, 64 places in it, and three in each tensor.
 
-    17 GB would take minutes at each start; another training moves every weight, so that it shows at any place.
+    17 GB would take minutes at each start. Another training may leave most tensors as they are (the first stage trains
+    the projector and the cross-attention alone), but moves those it trains at many places.
     """
     size = path.stat().st_size
     digest = hashlib.sha256(str(size).encode())
@@ -287,15 +306,29 @@ def file_state(path: Path) -> str:
         if path.suffix != Path(WEIGHTS).suffix or size <= PROBES * PROBE_BYTES:
             digest.update(file.read())
         else:
-            for place in _places(size):
+            for place, length in [*_places(size), *_in_tensors(file, size)]:
                 file.seek(place)
-                digest.update(file.read(PROBE_BYTES))
+                digest.update(file.read(length))
     return digest.hexdigest()[:16]
 
 
-def _places(size: int) -> Iterator[int]:
-    """Evenly spaced, the first and the last block included."""
-    return (probe * (size - PROBE_BYTES) // (PROBES - 1) for probe in range(PROBES))
+def _places(size: int) -> Iterator[tuple[int, int]]:
+    """Place and length of blocks evenly spaced, the first and the last of the file included."""
+    return ((probe * (size - PROBE_BYTES) // (PROBES - 1), PROBE_BYTES) for probe in range(PROBES))
+
+
+def _in_tensors(file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Place and length of the first, middle and last block of each tensor; none where the head says nothing of them."""
+    file.seek(0)
+    begin = HEAD_BYTES + int.from_bytes(file.read(HEAD_BYTES), "little")
+    try:
+        head = json.loads(file.read(begin - HEAD_BYTES)) if begin <= size else {}
+    except ValueError:
+        return
+    spans = [entry["data_offsets"] for name, entry in head.items() if name != "__metadata__"]
+    for start, end in spans:
+        length = min(TENSOR_BYTES, end - start)
+        yield from ((begin + place, length) for place in (start, (start + end - length) // 2, end - length))
 
 
 def suites_of(request: Request, build: Callable[[Path, Sequence[str], int | None], Path]) -> dict[str, Path]:

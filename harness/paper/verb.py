@@ -1,8 +1,10 @@
 """What `table` and its dry run do at paper scale: composed settings in, the table or the plan on stdout."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pandas as pd
 from omegaconf import DictConfig
 from rich import box
 from rich.console import Console
@@ -29,6 +31,7 @@ from harness.paper.rows import keep, read_all, row_of
 from harness.paper.stages import RowStages, suites_of
 from harness.stages import Stage, resolve
 
+CHECKOUT = Path(__file__).parents[2] / "results"
 GB, PFLOP = 1e9, 1e15
 WIDTH = 80
 
@@ -52,12 +55,15 @@ def table(settings: DictConfig, overrides: Sequence[str]) -> None:
         failed = error
     folders = finished(stages, request.runs)
     made = [row for each in rows_of if (row := row_of(each, folders, request.seed)) is not None]
-    keep(request.results, made)
+    for sentence in keep(request.results, made):
+        print(sentence, file=sys.stderr)
     if made:
         _print_table(request)
-    _tell_submissions(request, rows_of, folders)
+    empty = _tell_submissions(request, rows_of, folders)
     if failed is not None:
         raise failed
+    if empty:
+        raise UserError("; ".join(empty))
     _complain(made)
 
 
@@ -85,10 +91,22 @@ def _row_stages(request: Request) -> list[RowStages]:
 
 def _print_table(request: Request) -> None:
     from harness.paper.table import write_table
-    from harness.reports.published import read_published
 
     rows, samples = read_all(request.results, request.seed)
-    write_table(rows, samples, read_published(request.results), _specs(request), request.results)
+    write_table(rows, samples, published_for(request.results), _specs(request), request.results)
+
+
+def published_for(results: Path) -> pd.DataFrame:
+    """The published numbers in `results`; those of this checkout where there are none, as in a new results_dir.
+
+    UserError if there are none here either: measured scores are shown beside them.
+    """
+    from harness.reports.published import FOLDER, read_published
+
+    for folder in (results, CHECKOUT):
+        if not (found := read_published(folder)).empty:
+            return found
+    raise UserError(f"neither {results / FOLDER} nor {CHECKOUT / FOLDER} holds published numbers; restore one of them")
 
 
 def _specs(request: Request) -> dict[str, ModelSpec]:
@@ -96,10 +114,14 @@ def _specs(request: Request) -> dict[str, ModelSpec]:
     return {**{name: load_model(name) for name in model_names()}, **{spec.name: spec for spec in request.models}}
 
 
-def _tell_submissions(request: Request, rows_of: Sequence[RowStages], folders: dict[str, Path]) -> None:
-    """Say where the predictions of sets without public answers are; send them if that was typed."""
+def _tell_submissions(request: Request, rows_of: Sequence[RowStages], folders: dict[str, Path]) -> list[str]:
+    """Say where the predictions of sets without public answers are; send them if that was typed.
+
+    Returns a sentence for each set of which there are none.
+    """
     from harness.evaluate import SUBMISSION
 
+    empty = []
     for each in rows_of:
         for name in each.suites:
             stage = each.scores_name(name)
@@ -107,11 +129,13 @@ def _tell_submissions(request: Request, rows_of: Sequence[RowStages], folders: d
                 continue
             file = folders[stage] / SUBMISSION
             if not file.is_file():
-                raise UserError(f"{each.spec.name}: no answer to {name} names an option: there is nothing to submit")
+                empty.append(f"{each.spec.name}: no answer to {name} names an option: there is nothing to submit")
+                continue
             print(f"{each.spec.name}, {name}: predictions in {file}")
             if request.submit:
                 verdict = submission.submit(file, submission.SERVER, submit=True)
                 print(f"{each.spec.name}, {name}: {verdict.accuracy} by {submission.SERVER} ({verdict})")
+    return empty
 
 
 def _complain(made: Sequence[tuple]) -> None:

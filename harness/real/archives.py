@@ -71,6 +71,13 @@ def missing_members(archive: Archive, home: Path) -> list[str]:
         return [str(m.path) for m in _members(archive, opened) if not _is_there(home / m.path, m.bytes)]
 
 
+def changed(home: Path) -> set[Path]:
+    """Files in `home` that have another size than the archive they came from; the archive itself may be gone."""
+    stamps = [json.loads(path.read_text()) for path in sorted((home / STAMPS).glob("*.json"))]
+    sizes = {home / name: size for stamp in stamps for name, size in stamp["files"].items()}
+    return {file for file, size in sizes.items() if file.is_file() and not _is_there(file, size)}
+
+
 def unpack(archive: Archive, home: Path, progress: Progress = SILENT) -> int:
     """Unpack what is not there in full; returns how many files were written.
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import psutil
 
 from harness.real.catalogue import Repository
-from harness.real.fetch import free_bytes
+from harness.real.fetch import FORBIDDEN, UNAUTHORIZED, free_bytes, status_of
 
 State = Literal["ok", "warning", "missing"]
 PYTHONS = ((3, 11), (3, 12))
@@ -35,11 +35,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class Needs:
-    """Bytes that the plan expects to need beside the data; None: not estimated."""
+    """What the plan expects to need beside the data: bytes (None: not estimated), and GPUs, one for each process."""
 
     disk: int | None = None
     memory: int | None = None
     gpu_memory: int | None = None
+    gpus: int = 1
 
 
 def python(version: tuple[int, int] = sys.version_info[:2]) -> Finding:
@@ -78,8 +79,8 @@ def torch_pair(load: Callable[[str], Any] = importlib.import_module) -> Finding:
     return Finding("torch and torchvision", "ok", f"{torch.__version__} and {vision.__version__}")
 
 
-def gpu(needed: int | None = None, torch: Any = None, wanted: bool = True) -> Finding:
-    """A CUDA GPU with the memory that the plan expects to need; without one everything runs, at 7B hardly.
+def gpu(needed: int | None = None, torch: Any = None, wanted: bool = True, gpus: int = 1) -> Finding:
+    """CUDA GPUs, so many, each with the memory that the plan expects to need; without any all runs, at 7B hardly.
 
     `wanted` False: at a scale that a processor is enough for.
     """
@@ -92,6 +93,8 @@ def gpu(needed: int | None = None, torch: Any = None, wanted: bool = True) -> Fi
     cards = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     least = min(card.total_memory for card in cards)
     named = f"{len(cards)} x {cards[0].name}, {least / GB:.0f} GB"
+    if gpus > len(cards):
+        return Finding("GPU", "missing", f"{named}; processes={gpus} needs {gpus}", f"choose processes={len(cards)}")
     if needed is not None and needed > least:
         return Finding("GPU", "missing", f"{named}; the plan needs {needed / GB:.1f} GB", "choose a smaller batch_size")
     estimate = "" if needed is None else f"; the plan needs {needed / GB:.1f} GB"
@@ -139,7 +142,7 @@ def hub(
     `api` is a `huggingface_hub.HfApi` or something like it, `token` the token it uses; None: those of this machine.
     """
     import huggingface_hub
-    from huggingface_hub.errors import GatedRepoError, HTTPError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, RepositoryNotFoundError
 
     if api is None:
         if huggingface_hub.constants.is_offline_mode():
@@ -161,6 +164,13 @@ def hub(
             detail = "not there, or not for this token"
             findings.append(Finding(f"hub: {name}", "missing", detail, f"open {page}"))
         except (OSError, HTTPError) as error:
+            status = status_of(error) if isinstance(error, HfHubHTTPError) else None
+            if status == FORBIDDEN:
+                findings.append(Finding(f"hub: {name}", "missing", "this token may not read it", f"open {page}"))
+                continue
+            if status is not None:
+                findings[0], refused = _refused(status, findings[0])
+                return [*findings, *refused]
             detail = f"the hub cannot be reached ({type(error).__name__})"
             return [*findings, Finding("hub", "missing", detail, "look at the network, HF_ENDPOINT and proxies")]
     return findings
@@ -175,6 +185,15 @@ def _token(repositories: Sequence[Repository], token: str | None) -> Finding:
         detail = f"none, and {' and '.join(gated)} ask for conditions to be accepted"
         return Finding("hub token", "missing", detail, "hf auth login")
     return Finding("hub token", "warning", "none; public data come without", "hf auth login")
+
+
+def _refused(status: int, token: Finding) -> tuple[Finding, list[Finding]]:
+    """What is said of the token, and what else, where the hub is there and answers with an error."""
+    if status == UNAUTHORIZED:
+        mend = "export HF_TOKEN=ANOTHER_TOKEN" if os.environ.get("HF_TOKEN") else "hf auth login --force"
+        return Finding("hub token", "missing", "the hub takes it for invalid or expired", mend), []
+    detail = f"it is there, and answers with HTTP {status}"
+    return token, [Finding("hub", "missing", detail, "try again later, or log in anew: hf auth login --force")]
 
 
 def offline() -> Finding:

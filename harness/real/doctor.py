@@ -1,6 +1,7 @@
 """What is there for the paper scale and what is missing, before anything is downloaded or computed."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +13,12 @@ from harness.benchmarks import Benchmark, benchmark_named
 from harness.errors import UserError
 from harness.progress import SILENT, Progress
 from harness.real import checks
-from harness.real.archives import find_archives, missing_members
+from harness.real.archives import changed, find_archives, missing_members
 from harness.real.catalogue import EXPECTED, Expected, Repository, repositories_of, repository_of
 from harness.real.checkpoints import TOWER_FILE, Checkpoint, Fault, faults
 from harness.real.checks import Finding, Needs
 from harness.real.tables import NAMED, fetch_command, read_tables
-from harness.real.videos import SAMPLED, Check, Videos, broken, find_videos
+from harness.real.videos import SAMPLED, Check, Videos, broken, find_videos, subtitles
 
 EXPECTED_FILE = "expected.json"  # in a data root that is meant to hold other numbers than the published ones
 
@@ -68,7 +69,7 @@ def examine(
 def machine(data: Path, lacking: Sequence[Repository], needs: Needs, paper: bool = True) -> list[Finding]:
     """Versions, GPU (which only `paper` scale wants), memory, FFmpeg, and disk for repositories not complete."""
     pair = checks.torch_pair()
-    gpu = [checks.gpu(needs.gpu_memory, wanted=paper)] if pair.what != "torch" else []
+    gpu = [checks.gpu(needs.gpu_memory, wanted=paper, gpus=needs.gpus)] if pair.what != "torch" else []
     missing, unknown = still_to_come(data, lacking)
     disk = checks.disk(data, missing + (needs.disk or 0), unknown)
     return [checks.python(), *checks.packages(), pair, *gpu, checks.memory(needs.memory), disk, checks.ffmpeg()]
@@ -107,12 +108,16 @@ def of_benchmark(
         tables = read_tables(data, benchmark)
     except UserError as error:  # its last clause says what to do, as `mend` does
         return [Finding(f"{benchmark.name}: table", "missing", str(error).rpartition("; ")[0], mend)]
-    videos, rows = find_videos(tables, data / "home"), sum(table.rows.num_rows for table in tables)
+    try:
+        videos, rows = find_videos(tables, data / "home"), sum(table.rows.num_rows for table in tables)
+    except UserError as error:
+        return [Finding(f"{benchmark.name}: videos", "missing", str(error), f"mv {shlex.quote(str(data))} ELSEWHERE")]
     questions, source = expected[benchmark.name].questions, expected[benchmark.name].source
     findings = [_counted(f"{benchmark.name}: table", "questions", rows, questions, source, mend)]
     findings.append(_present(data, benchmark, videos, expected[benchmark.name]))
     if videos.there:
-        findings.append(_readable(benchmark, videos, check, mend, progress))
+        findings.append(_readable(data, benchmark, videos, check, progress))
+        findings += _subtitled(data, benchmark, videos)
     return findings
 
 
@@ -152,16 +157,33 @@ def not_unpacked(data: Path, repository: Repository) -> list[str]:
     return found + [name for name in repository.folders if (folder / name).is_dir() and not (home / name).exists()]
 
 
-def _readable(benchmark: Benchmark, videos: Videos, check: Check, mend: str, progress: Progress) -> Finding:
-    """Whether the videos that were looked at can be read."""
-    what, bad = f"{benchmark.name}: reading", broken(videos.there, check, progress, benchmark.name)
+def _readable(data: Path, benchmark: Benchmark, videos: Videos, check: Check, progress: Progress) -> Finding:
+    """Whether the videos that were looked at can be read, and all have the size with which they were unpacked."""
+    what, mend = f"{benchmark.name}: reading", fetch_command(data, benchmark.name)
+    others = changed(data / "home" / repository_of(benchmark).home)
+    bad = {file: "not of its archive's size" for file in videos.there if file in others}
+    bad |= broken(videos.there, check, progress, benchmark.name)
     if not bad:
         looked = "all" if check == "all" or len(videos.there) <= SAMPLED else "a sample (check=all reads every one)"
         return Finding(what, "ok", looked)
     named = ", ".join(f"{path} ({why})" for path, why in list(bad.items())[:NAMED])
     rest = ", ..." if len(bad) > NAMED else ""
-    again = f"rm {' '.join(map(str, bad))} && {mend}"
+    again = f"rm {' '.join(shlex.quote(str(path)) for path in bad)} && {mend}"
     return Finding(what, "missing", f"{len(bad)} cannot be read: {named}{rest}", again)
+
+
+def _subtitled(data: Path, benchmark: Benchmark, videos: Videos) -> list[Finding]:
+    """Whether subtitles are there, for a benchmark that shows them; how many videos have some is not known."""
+    there = subtitles(benchmark, videos, data / "home")
+    if there is None:
+        return []
+    what, detail = f"{benchmark.name}: subtitles", f"of {len(there)} of {len(videos.there)} videos"
+    if packed := [name for name in not_unpacked(data, repository_of(benchmark)) if "subtitle" in name]:
+        mend = fetch_command(data, benchmark.name, online=False)
+        return [Finding(what, "missing", f"{detail}; not unpacked: {', '.join(packed)}", mend)]
+    if not there:
+        return [Finding(what, "missing", detail, fetch_command(data, benchmark.name))]
+    return [Finding(what, "ok", f"{detail} (the published number is not known)")]
 
 
 def expected_of(data: Path) -> dict[str, Expected]:
@@ -194,11 +216,11 @@ def of_checkpoint(checkpoint: Checkpoint) -> Finding:
 def _mend(checkpoint: Checkpoint, found: Sequence[Fault]) -> str:
     """What makes a checkpoint whole. Its vision tower's own file is not among what the hub has for it."""
     if all(fault.part == "vision file" for fault in found):
-        return f"cp VISION_TOWER.safetensors {checkpoint.tower or checkpoint.folder / TOWER_FILE}"
+        return f"cp VISION_TOWER.safetensors {shlex.quote(str(checkpoint.tower or checkpoint.folder / TOWER_FILE))}"
     if checkpoint.model:
-        root = checkpoint.folder.parent.parent.parent  # DATA/models/ORG/NAME
+        root = shlex.quote(str(checkpoint.folder.parents[2]))  # DATA/models/ORG/NAME
         return f"python -m harness fetch data={root} models=[{checkpoint.model}] online=true"
-    return f"cp -r WHOLE_CHECKPOINT {checkpoint.folder}"
+    return f"cp -r WHOLE_CHECKPOINT {shlex.quote(str(checkpoint.folder))}"
 
 
 # ----------------------------------------------------------------------------------------------------- printing

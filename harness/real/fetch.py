@@ -18,6 +18,7 @@ from harness.real.catalogue import Repository, repositories_of
 from harness.real.tables import table_files
 
 MODELS = "models"  # below a data root: checkpoints, in folders named as their repositories
+UNAUTHORIZED, FORBIDDEN = 401, 403  # HTTP's words for a token that is not taken, or may not do this
 SPARE = 1.02  # of the bytes that are asked for: file systems take some for themselves
 
 
@@ -99,9 +100,19 @@ def _snapshot(name: str, folder: Path, kind: str, left_out: list[str], revision:
     except RepositoryNotFoundError as error:
         raise UserError(f"the hub has no {kind} {name}, or this token may not see it: look at {page}") from error
     except (HTTPError, LocalEntryNotFoundError) as error:
+        if status_of(error) == UNAUTHORIZED:
+            raise UserError(
+                f"{name} could not be downloaded: the hub takes this machine's token for invalid or expired; log in "
+                "anew: `hf auth login --force` (or set HF_TOKEN)"
+            ) from error
         raise UserError(
             f"{name} could not be downloaded ({type(error).__name__}); the same command goes on where it stopped"
         ) from error
+
+
+def status_of(error: Exception) -> int | None:
+    """The HTTP status that an error of the hub's client tells of; None where there was no answer."""
+    return getattr(getattr(error, "response", None), "status_code", None)
 
 
 def expect_room(needed: int, folder: Path, what: str) -> None:

@@ -28,7 +28,7 @@ from harness.mini.suite import INDEX_COLUMNS
 from harness.paths import new_directory
 from harness.real.catalogue import repository_of
 from harness.real.tables import NAMED, Table, fetch_command, read_tables
-from harness.real.videos import find_videos
+from harness.real.videos import SUBTITLES, find_videos, subtitles
 
 REAL_SUITE_VERSION = 1  # raise it whenever the same data would give another layout
 REAL_COLUMNS = tuple(column for column in INDEX_COLUMNS if column not in ("family", "clip_seed", "clip_index"))
@@ -43,7 +43,8 @@ def real_suite(data: Path, benchmarks: Sequence[str], limit: int | None = None) 
         benchmarks: names in the registry.
         limit: the first so many questions of each task; None: all.
 
-    Raises UserError, naming file, fault and remedy, for a table that is missing or unfit, and for missing videos.
+    Raises UserError, naming file, fault and remedy, for a table that is missing or unfit, and for missing videos
+    or subtitles.
     """
     data = Path(data).resolve()
     if not benchmarks:
@@ -54,7 +55,9 @@ def real_suite(data: Path, benchmarks: Sequence[str], limit: int | None = None) 
     tables = [_first(table, limit) for benchmark in chosen for table in read_tables(data, benchmark)]
     index = pd.concat([_index(table, data / "home") for table in tables], ignore_index=True)
     parameters = {"benchmarks": list(benchmarks), "limit": limit, "real_suite_version": REAL_SUITE_VERSION}
-    fingerprint = _sha256([parameters, [_digest(table) for table in tables], _sizes(index, data / "home")])
+    made_of = [parameters, [_digest(table) for table in tables], _sizes(index, data / "home")]
+    made_of += [shown for table in tables if (shown := _subtitles(table, data / "home")) is not None]
+    fingerprint = _sha256(made_of)
     folder = data / "suites" / f"real-{fingerprint[:16]}"
     if (folder / "suite.json").is_file():
         return folder
@@ -142,6 +145,20 @@ def _digest(table: Table) -> str:
 def _sizes(index: pd.DataFrame, home: Path) -> list[tuple[str, int]]:
     """Every video and its size in bytes, in order of name."""
     return [(video, (home / video).stat().st_size) for video in sorted(set(index["video"]))]
+
+
+def _subtitles(table: Table, home: Path) -> list[tuple[str, int]] | None:
+    """Every subtitle file that the table's task shows and its size; None for a task that shows none.
+
+    UserError if there is not a single one, of any video: then the task would say so in each question.
+    """
+    files = subtitles(table.benchmark, find_videos([table], home), home)
+    if files is not None and not any((home / SUBTITLES[table.benchmark.name]).glob("*.srt")):
+        raise UserError(
+            f"{table.benchmark.name}: {home / SUBTITLES[table.benchmark.name]} holds no subtitles; fetch them: "
+            f"{fetch_command(home.parent, table.benchmark.name)}"
+        )
+    return None if files is None else [(file.name, file.stat().st_size) for file in sorted(files)]
 
 
 def _sha256(value: Any) -> str:

@@ -5,6 +5,7 @@ number = `doc_id` in lmms-eval.
 """
 
 import json
+import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +39,8 @@ class Table:
 
 def fetch_command(data: Path, benchmark: str, online: bool = True) -> str:
     """What brings a benchmark's tables and videos; not `online`: what unpacks those that were downloaded."""
-    return f"python -m harness fetch data={data} benchmarks=[{benchmark}]{' online=true' if online else ''}"
+    asking = " online=true" if online else ""
+    return f"python -m harness fetch data={shlex.quote(str(data))} benchmarks=[{benchmark}]{asking}"
 
 
 def read_tables(data: Path, benchmark: Benchmark) -> list[Table]:

@@ -26,7 +26,7 @@ DEFAULTS: dict[str, Any] = {
     "limit": None,
     "source": None,
 }
-"""Every setting that is read, and its value where the composed settings have none.
+"""Every setting that is read, and its value where the composed settings have none, or null.
 
 data: the data root. benchmarks: names; null: the five, with `further` all. models: names in conf/model whose
 checkpoints are looked over or fetched. checkpoint: a folder of a saved model besides. check: sampled or all videos.
@@ -130,7 +130,7 @@ def checkpoints_of(settings: DictConfig, data: Path) -> list[Checkpoint]:
     from harness.paper.models import load_model
 
     found = []
-    for name in _value(settings, "models") or []:
+    for name in _value(settings, "models"):
         spec = load_model(name)
         if (folder := spec.at(data)) is not None:
             found.append(Checkpoint(folder, None if spec.tower is None else data / MODELS / spec.tower, name))
@@ -143,11 +143,14 @@ def hub_names(settings: DictConfig) -> list[str]:
     """The repositories of the checkpoints of `models`."""
     from harness.paper.models import load_model
 
-    specs = [load_model(name) for name in _value(settings, "models") or []]
+    specs = [load_model(name) for name in _value(settings, "models")]
     return [spec.hub for spec in specs if spec.hub is not None]
 
 
 def _value(settings: DictConfig, name: str) -> Any:
     value = OmegaConf.select(settings, name, default=DEFAULTS[name], throw_on_missing=False)
     value = OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    if value is None:  # as the composed settings have whatever was not typed; as for the table, a checkpoint is alone
+        alone = name == "models" and OmegaConf.select(settings, "checkpoint") is not None
+        return [] if alone else DEFAULTS[name]
     return getattr(value, "name", value)  # an enumeration's word

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from harness.benchmarks import Benchmark
 from harness.errors import UserError
 from harness.packets import VideoError
 from harness.progress import SILENT, Progress
@@ -15,6 +16,8 @@ Check = Literal["sampled", "all"]
 SAMPLED = 8  # videos of a benchmark that are read when not all are
 LOOKED_AT = 2  # frames: the first and the last; all packets are counted on the way to them
 THREADS = 4
+SUBTITLES = {"videomme_w_subtitle": "videomme/subtitle"}  # below HF_HOME, where the packaged task looks for VIDEO.srt
+REPLACED = "mp4"  # packaged tasks that try other endings put those in its place, wherever in the path it stands
 
 
 @dataclass(frozen=True)
@@ -41,15 +44,40 @@ class Videos:
 
 
 def find_videos(tables: Sequence[Table], home: Path) -> Videos:
-    """Look for every video of these tables below `home`, once, as the packaged tasks do."""
+    """Look for every video of these tables below `home`, once, as the packaged tasks do.
+
+    UserError for a video that is there under another ending, in a place where those tasks will not find it.
+    """
     found: dict[str, Path | None] = {}
     for table in tables:
         for doc in table.docs:
             path = table.benchmark.video_of(doc, table.task)
             if path not in found:
                 found[path] = table.benchmark.find_video(doc, table.task, home)
+                _expect_findable(path, found[path], home)
     there = {path: file for path, file in found.items() if file is not None}
     return Videos(there, [path for path in found if path not in there])
+
+
+def subtitles(benchmark: Benchmark, videos: Videos, home: Path) -> list[Path] | None:
+    """The subtitles of these videos that are there; None for a benchmark that shows none.
+
+    Not every video has some, and the packaged task says "No subtitles available" in place of any that it lacks.
+    """
+    folder = SUBTITLES.get(benchmark.name)
+    if folder is None:
+        return None
+    files = (home / folder / f"{file.stem}.srt" for file in videos.there)
+    return [file for file in files if file.is_file()]
+
+
+def _expect_findable(path: str, file: Path | None, home: Path) -> None:
+    where = home.parent.resolve()  # a suite's HF_HOME is named by it, whatever `home` links to
+    if file is not None and file.name != Path(path).name and REPLACED in str(where):
+        raise UserError(
+            f"{file.name} is there, but lmms-eval's task looks for it by replacing '{REPLACED}' in its whole path, and "
+            f"{where} has '{REPLACED}' in its name, too: move the data root to a folder without"
+        )
 
 
 def broken(
