@@ -3,6 +3,7 @@
 import os
 import runpy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -33,10 +34,26 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(autouse=True)
+@contextmanager
 def environment_as_found() -> Iterator[None]:
-    """What a library says in the environment during a test is not heard by the processes that later tests start."""
+    """What is said in the environment meanwhile is not heard by the processes that later tests start."""
     before = dict(os.environ)
-    yield
-    os.environ.clear()
-    os.environ.update(before)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def modules_leave_the_environment_as_found() -> Iterator[None]:
+    """For what a module's own fixtures train before the first test of it begins."""
+    with environment_as_found():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def tests_leave_the_environment_as_found() -> Iterator[None]:
+    """For what a library says during a test."""
+    with environment_as_found():
+        yield
