@@ -1,6 +1,7 @@
 """From `key=value ...` to checked settings: Hydra composes, and every mistake becomes one sentence."""
 
 import difflib
+import functools
 import types
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from harness.errors import UserError
 from harness.settings import MAIN, Root
 
 CONF = Path(__file__).parent / "conf"
+Written = tuple[tuple[str, int, int], ...]
 KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
 
 
@@ -35,12 +37,12 @@ def compose(overrides: Sequence[str], folder: Path = CONF, root: Root = MAIN) ->
     chosen = [text for text, override in parsed.items() if override.key_or_group in groups]
     for text in chosen:
         _check_choice(text, parsed[text], groups)
-    with _nothing_global(), hydra.initialize_config_dir(str(folder.absolute()), version_base="1.3"):
-        before = _hydra(root.name, chosen)
-        for text in parsed:
-            if text not in chosen:
-                _check_key(text, parsed[text].key_or_group, before, groups)
-        after = _hydra(root.name, list(parsed)) if len(chosen) < len(parsed) else before
+    written = _written(folder)
+    before = _hydra(folder, written, root.name, tuple(chosen))
+    for text in parsed:
+        if text not in chosen:
+            _check_key(text, parsed[text].key_or_group, before, groups)
+    after = _hydra(folder, written, root.name, tuple(parsed)) if len(chosen) < len(parsed) else before
     for text in parsed:
         if text not in chosen:
             _check_value(text, parsed[text].key_or_group, before, after, root)
@@ -103,9 +105,17 @@ def _parse(text: str) -> Override:
     return override
 
 
-def _hydra(root: str, overrides: list[str]) -> DictConfig:
+def _written(folder: Path) -> Written:
+    """Path, time and size of every YAML of a folder: what has to be the same for a composition to be."""
+    return tuple((str(file), file.stat().st_mtime_ns, file.stat().st_size) for file in sorted(folder.rglob("*.yaml")))
+
+
+@functools.lru_cache(maxsize=256)  # a fifth of a second each, and a book of grids asks for most of them several times
+def _hydra(folder: Path, written: Written, root: str, overrides: tuple[str, ...]) -> DictConfig:
+    """What Hydra composes, to be read and merged, not written to."""
     try:
-        return hydra.compose(root, overrides=overrides)
+        with _nothing_global(), hydra.initialize_config_dir(str(folder.absolute()), version_base="1.3"):
+            return hydra.compose(root, overrides=list(overrides))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(f"{' '.join(overrides) or f'{root}.yaml'}: {_first_line(error)}") from error
 

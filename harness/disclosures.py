@@ -40,15 +40,13 @@ def _first_layer(share: float) -> str:
     if share == 0:
         return (
             "First-layer reading: base training is without that rule here (scale.base.first_layer_reading is 0): in no "
-            "batch is text kept from reading the video after the decoder's first layer. In a pre-study on two bases "
-            "trained like that (another implementation, not repeated here), slow-fast did not beat the compressor "
-            "alone."
+            "batch is text kept from reading the video after the decoder's first layer. The grid base_reading compares "
+            "such bases with those of the rule."
         )
     return (
         f"First-layer reading: in {share:.0%} of base training's batches text may read the "
-        "video in the decoder's first layer only (scale.base.first_layer_reading). Slow-fast's copied keys and "
-        "values profit from such a base; in a pre-study on two bases trained without the rule (another "
-        "implementation, not repeated here), slow-fast did not beat the compressor alone."
+        "video in the decoder's first layer only (scale.base.first_layer_reading), for slow-fast's copied keys and "
+        "values to profit from. The grid base_reading asks whether they need it."
     )
 
 

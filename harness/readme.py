@@ -37,9 +37,6 @@ def blocks(results: Path) -> dict[str, str]:
     made["scaling"] = (profiles / "scaling.md").read_text(encoding="utf-8").strip()
     made["measured"] = measured_block(profiles)
     made["bench"] = bench_block(pd.read_csv(profiles / "bench.csv"))
-    rivals = results / "rivals" / "tables" / "main_mini.csv"
-    if rivals.is_file():
-        made["rivals"] = main_block(pd.read_csv(rivals))
     for name, block in (("plug_and_play", study_block), ("plug_and_play_differences", differences_block)):
         path = results / "tables" / f"{name}_mini.csv"
         if path.is_file():

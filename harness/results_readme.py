@@ -48,7 +48,6 @@ object per (curve, steps, base seed), and what each answered |
 | `claims.csv` | each claim of the paper and of this project: verdict, figure, interval, command |
 | `published/*.csv` | published numbers, each with its source; never mixed into a measured column |
 | `report.html` | all of this on one page that opens without network |
-| `rivals/` | rows, tables and figures of a run of its own: slow-fast beside self-attention on selected frames |
 | `profiles/profile_SCALE.{csv,md}` | `make profile`: compute of every variant against frames, counted |
 | `profiles/three_percent_SCALE.csv` | the paper's overhead, and what would have to hold for it |
 | `profiles/scaling.csv` | `make scaling`: is cost linear in frames, counted and measured |

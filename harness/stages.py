@@ -6,6 +6,7 @@ After a kill the next attempt finds in `out` what was left there: training goes 
 """
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -114,12 +115,18 @@ def code_hash(modules: Iterable[str]) -> str:
         files += sorted(origin.parent.rglob("*.py")) if spec.submodule_search_locations else [origin]
     digest = hashlib.sha256()
     for file in files:
-        tree = ast.parse(file.read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-                node.body = [line for line in node.body if not _is_docstring(line)]
-        digest.update(f"{file.name}\n{ast.dump(tree)}\n".encode())
+        digest.update(f"{file.name}\n{_what_it_does(file.read_text(encoding='utf-8'))}\n".encode())
     return digest.hexdigest()[:16]
+
+
+@functools.cache  # by text: the plan of a book of grids reads the same files hundreds of times
+def _what_it_does(code: str) -> str:
+    """The syntax tree of a module's code without its docstrings."""
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            node.body = [line for line in node.body if not _is_docstring(line)]
+    return ast.dump(tree)
 
 
 def _is_docstring(line: ast.stmt) -> bool:

@@ -284,10 +284,10 @@ def test_a_results_folder_elsewhere_leaves_the_book_alone(tmp_path, result):
     assert not list((tmp_path / "ablations").iterdir())
 
 
-def test_the_report_draws_the_main_table_of_every_seed_and_the_rivals(tmp_path, monkeypatch):
+def test_the_report_draws_the_main_table_of_every_scale_and_seed(tmp_path, monkeypatch):
     from harness.reports import verb
 
-    names = ("rows/main_mini_seed0.jsonl", "rows/main_mini_seed1.jsonl", "rivals/rows/main_tiny_seed2.jsonl")
+    names = ("rows/main_mini_seed0.jsonl", "rows/main_mini_seed1.jsonl", "rows/main_tiny_seed2.jsonl")
     for name in (*names, "rows/controls_mini_seed0.jsonl"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("")
@@ -297,8 +297,7 @@ def test_the_report_draws_the_main_table_of_every_seed_and_the_rivals(tmp_path, 
         lambda settings, _: drawn.append((settings.results_dir, settings.scale.name, settings.seed)),
     )
     verb.report(SimpleNamespace(results_dir=str(tmp_path), jobs=1), [])
-    rivals = str(tmp_path / "rivals")
-    assert drawn == [(str(tmp_path), "mini", 0), (str(tmp_path), "mini", 1), (rivals, "tiny", 2)]
+    assert drawn == [(str(tmp_path), "mini", 0), (str(tmp_path), "mini", 1), (str(tmp_path), "tiny", 2)]
 
 
 def test_the_report_of_an_empty_folder_says_what_to_run(tmp_path):

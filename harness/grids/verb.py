@@ -17,6 +17,7 @@ from harness.grids.listing import print_plan
 from harness.grids.plans import Planned, Planner, code_at_start, code_on_disk
 from harness.grids.status import DONE, FAILED, TO_DO, Status, name_of, status_of
 from harness.jobs import default_jobs
+from harness.progress import Display, Progress
 from harness.row_store import RowStore
 from harness.settings import ABLATE, MAIN, Reuse
 
@@ -87,7 +88,8 @@ def ablate(settings: DictConfig, overrides: Sequence[str]) -> None:
     _check(grids, command.typed)
     planner = command.planner()
     # All grids before the first one runs: a mistake in the last is told at once.
-    planned = [(grid, planner.rows(grid, command.base_seeds)) for grid in grids]
+    with Display() as display:
+        planned = _planned(planner, grids, command.base_seeds, display.progress())
     if settings.dry_run:
         statuses = [(grid, _status(command, grid, rows)) for grid, rows in planned]
         print_plan(statuses, command.runs, command.results, command.jobs)
@@ -104,6 +106,21 @@ def ablate(settings: DictConfig, overrides: Sequence[str]) -> None:
                 raise
             errors.append(CellsFailed(f"{grid.name}: {error}"))
     _conclude(command, grids, failed, errors)
+
+
+def _planned(
+    planner: Planner, grids: Sequence[Grid], base_seeds: tuple[int, ...], progress: Progress
+) -> list[tuple[Grid, list[Planned]]]:
+    """Each grid's rows; half a second a cell unless the plan is remembered, and the book has 200."""
+    found: list[tuple[Grid, list[Planned]]] = []
+    with progress.bar("plan", total=sum(len(grid.cells) for grid in grids)) as bar:
+        for grid in grids:
+            rows: list[Planned] = []
+            for name in grid.cells:
+                rows += planner.cell(grid, name, base_seeds)
+                bar.advance()
+            found.append((grid, rows))
+    return found
 
 
 def _conclude(command: Command, grids: Sequence[Grid], failed: Sequence[str], errors: Sequence[UserError]) -> None:
@@ -195,7 +212,6 @@ def _why_left(command: Command, grid: Grid, left: Sequence[Planned]) -> str:
 def _make_suites(command: Command, planner: Planner, grid: Grid) -> None:
     """Generate the suites that are not there: before the sweep, on all cores."""
     from harness.grids.suites import make_suite
-    from harness.progress import Display
 
     for name in grid.cells:
         if not planner.has_suite(grid, name):

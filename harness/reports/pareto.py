@@ -28,6 +28,7 @@ OVERHEAD_TICKS = (0, 1, 3, 10, 30, 100, 300, 1000, 3000)
 OVER_CHEAPEST = (0, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30)
 LISTED, LINE = 9, 0.042  # points of the front that a panel names, and what a line takes of its height
 NEAR = 0.002  # of the cheapest cost: within it the axis of costs is about linear
+TOO_NEAR = 0.035  # of a panel's sides: points of the front within it share a label
 FAINT = "#666666"
 
 
@@ -143,12 +144,10 @@ def _band(axes: Axes, best: pd.DataFrame, column: str) -> None:
 
 def _number(axes: Axes, best: pd.DataFrame, column: str) -> int:
     """The front's points numbered, and named in a corner of the panel; returns the number of names."""
+    for label, place in _labels(axes, list(zip(best[column], best[AVERAGE], strict=True))):
+        axes.annotate(label, place, (-4, 5), textcoords="offset points", ha="right", fontsize=7, fontweight="bold")
     names = []
     for number, point in enumerate(best.itertuples(), start=1):
-        place = (getattr(point, column), getattr(point, AVERAGE))
-        axes.annotate(
-            str(number), place, (-4, 5), textcoords="offset points", ha="right", fontsize=7, fontweight="bold"
-        )
         where = "" if point.source == MAIN else f" ({point.source})"
         names.append(f"{number}  {point.cell}{where}")
     if len(names) > LISTED:
@@ -164,6 +163,21 @@ def _number(axes: Axes, best: pd.DataFrame, column: str) -> int:
         bbox={"facecolor": "white", "edgecolor": "#cccccc", "linewidth": 0.5, "alpha": 0.85},
     )
     return len(names)
+
+
+def _labels(axes: Axes, points: list[tuple[float, float]]) -> list[tuple[str, tuple[float, float]]]:
+    """Number and place of each point, from 1 on; neighbours that all but cover each other share one, as in 2-3."""
+    axes.autoscale_view()
+    drawn = axes.transAxes.inverted().transform(axes.transData.transform(points))
+    together = [[0]]
+    for number in range(1, len(points)):
+        if abs(drawn[number] - drawn[together[-1][0]]).max() < TOO_NEAR:
+            together[-1].append(number)
+        else:
+            together.append([number])
+    return [
+        (f"{each[0] + 1}" if len(each) == 1 else f"{each[0] + 1}-{each[-1] + 1}", points[each[-1]]) for each in together
+    ]
 
 
 def accuracy_vs_frames(book: pd.DataFrame) -> Figure:

@@ -15,13 +15,11 @@ from harness.reports.claims import FILE, write_claims
 from harness.reports.page_points import MAIN
 from harness.row_store import grids_in
 
-RIVALS = "rivals"  # a results folder of its own below the results: the main table of other architectures
-
 
 def report(settings: DictConfig, overrides: Sequence[str]) -> None:
     """Write all that follows from `results_dir`: main tables, grids, claims.csv, ablations/README.md, report.html.
 
-    Main tables are those of every scale and seed, and of results/rivals, with controls and study where they were run.
+    Main tables are those of every scale and seed, with controls and study where they were run.
     Raises UserError if there are neither a main table's rows nor a grid's.
     """
     from harness.commands import plot
@@ -32,10 +30,8 @@ def report(settings: DictConfig, overrides: Sequence[str]) -> None:
     began, results = time.monotonic(), Path(settings.results_dir)
     if not main_tables(results) and not grids_in(results):
         raise UserError(f"{results}: there are no rows here; make table, or make ablate GRID=NAME, makes some")
-    for folder in (results, results / RIVALS):
-        for scale, seed in main_tables(folder):
-            chosen = {"results_dir": str(folder), "scale": {"name": scale}, "seed": seed}
-            plot(OmegaConf.create(chosen), overrides)
+    for scale, seed in main_tables(results):
+        plot(OmegaConf.create({"results_dir": str(results), "scale": {"name": scale}, "seed": seed}), overrides)
     jobs = default_jobs() if settings.jobs is None else settings.jobs
     analysed = grids.write_all(results, jobs, Console())
     write_book(results)
