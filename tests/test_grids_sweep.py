@@ -273,6 +273,20 @@ def test_committed_rows_count_only_when_asked(tmp_path: Path, capsys: pytest.Cap
     assert len(calls(tmp_path)) == 10
 
 
+def test_rows_that_came_with_a_clone_are_not_told_as_done(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    sweep(tmp_path)
+    (tmp_path / "runs").rename(tmp_path / "gone")
+    broken(tmp_path)
+    capsys.readouterr()
+    with pytest.raises(CellsFailed, match="4 rows failed"):
+        sweep(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    told = {name: [line for line in lines if line.startswith(f"{name}/")] for name in ("one", "two+", "three@3")}
+    assert len(told["one"]) == 2
+    assert len(told["two+"]) == len(told["three@3"]) == 2
+    assert all("failed in" in line for line in (*told["two+"], *told["three@3"]))
+
+
 def test_a_dry_run_lists_rows_and_runs_nothing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     sweep(tmp_path, "dry_run=true")
     told = capsys.readouterr().out

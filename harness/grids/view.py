@@ -38,10 +38,12 @@ class View:
     ) -> None:
         self.grid, self.status, self.store, self.runs, self.sweep, self.jobs = grid, status, store, runs, sweep, jobs
         self.to_do = status.rows(TO_DO)
-        self.expected = {(row.cell, row.base_seed, row.content_hash) for row in self.to_do}
+        self.expected = {(row.cell, row.base_seed, row.content_hash): row for row in self.to_do}
         self.times = Times.recorded(runs, results)
         self.stages = {stage.folder: (stage, row) for row in self.to_do for stage in row.stages}
         self.told: set[tuple[str, int]] = {(row.cell, row.base_seed) for row in status.rows(DONE)}
+        # Rows of this content that others computed, as those that came with a clone: not what this sweep has done.
+        self.before = {row.model_dump_json() for row in store.rows()}
         self.told_failures = set(store.failures())
         self.stamp: tuple[int, ...] = ()  # of the store's files
         self.seconds_left: float = math.inf
@@ -63,7 +65,7 @@ class View:
 
     def look(self, last: bool = False) -> None:
         """Take in what has changed; `last`: everything, now."""
-        self._tell_rows()
+        self._tell_rows(last)
         now = time.monotonic()
         if not last and now - self.looked_at < SECONDS_BETWEEN_LOOKS:
             return
@@ -79,15 +81,18 @@ class View:
 
     # ------------------------------------------------------------------------------------------- what is there
 
-    def _tell_rows(self) -> None:
+    def _tell_rows(self, last: bool) -> None:
         """Print the rows and failures that have come since the last look."""
         stamp = (_stamp(self.store.path), _stamp(self.store.failures_path))
-        if stamp == self.stamp:
+        if stamp == self.stamp and not last:
             return
         self.stamp = stamp
         for row in self.store.rows():
             key = (row.cell, row.base_seed)
-            if key not in self.told and (*key, row.content_hash) in self.expected:
+            planned = self.expected.get((*key, row.content_hash))
+            if planned is None or key in self.told:
+                continue
+            if row.model_dump_json() not in self.before or (last and not planned.unfinished(self.runs)):
                 self.told.add(key)
                 self.say(_line(row))
         for failure in self.store.failures():
