@@ -45,6 +45,9 @@ object per (curve, steps, base seed), and what each answered |
 | `figures/*.{svg,png}` | the main table, and the study's curves, drawn |
 | `tables/ablations/GRID_SCALE.{csv,md,tex}` | a grid: its cells, scores, differences from its reference, costs |
 | `figures/ablations/*.{svg,png}` | the grids drawn |
+| `figures/book/*.{svg,png}` | everything measured against compute and frames, categories, where attention goes |
+| `attention/NAME.{json,png}` | which frames a checkpoint's text reads for one question, and its thumbnails \
+(`python -m harness attention checkpoint=DIR suite=DIR benchmark=mlvu sample=0`; `harness/reports/attention_file.py`) |
 | `claims.csv` | each claim of the paper and of this project: verdict, figure, interval, command |
 | `published/*.csv` | published numbers, each with its source; never mixed into a measured column |
 | `report.html` | all of this on one page that opens without network |

@@ -1,5 +1,6 @@
 """Fetching from a folder that stands for the hub, and unpacking: as the slow truth, resumable, never outside."""
 
+import errno
 import io
 import os
 import random
@@ -173,9 +174,11 @@ def test_a_download_asks_for_the_right_branch_without_what_is_not_needed(
         (HTTPError("reset"), r"could not be downloaded \(HTTPError\); the same command goes on"),
         (LocalEntryNotFoundError("offline"), r"could not be downloaded \(LocalEntryNotFoundError\)"),
         (answered(401), r"token for invalid or expired; log in anew: `hf auth login --force`"),
+        (answered(403), r"forbids it to this machine's token; open .*datasets/sy1998/MLVU_dev, accept its conditions"),
+        (OSError(errno.ENOSPC, "No space left on device"), r"the disk of .*MLVU_dev is full; make room, and the same"),
         (answered(503), r"could not be downloaded \(HfHubHTTPError\); the same command goes on"),
     ],
-    ids=["gated", "not there", "cut off", "no network", "wrong token", "busy"],
+    ids=["gated", "not there", "cut off", "no network", "wrong token", "no right", "disk", "busy"],
 )
 def test_what_goes_wrong_at_the_hub_is_a_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str

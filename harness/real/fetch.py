@@ -4,6 +4,7 @@ Nothing here reaches the network unless `online` is true. Without it, what has b
 has not is named. `source` is a folder that stands for the hub: SOURCE/<org>/<name>/ for each repository.
 """
 
+import errno
 import os
 import shutil
 from collections.abc import Sequence
@@ -105,8 +106,20 @@ def _snapshot(name: str, folder: Path, kind: str, left_out: list[str], revision:
                 f"{name} could not be downloaded: the hub takes this machine's token for invalid or expired; log in "
                 "anew: `hf auth login --force` (or set HF_TOKEN)"
             ) from error
+        if status_of(error) == FORBIDDEN:
+            raise UserError(
+                f"{name} could not be downloaded: the hub forbids it to this machine's token; open {page}, accept its "
+                "conditions, and give the token the right to read gated repositories (huggingface.co/settings/tokens)"
+            ) from error
         raise UserError(
             f"{name} could not be downloaded ({type(error).__name__}); the same command goes on where it stopped"
+        ) from error
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise UserError(
+            f"{name} could not be downloaded: the disk of {folder} is full; make room, and the same command goes on "
+            "where it stopped"
         ) from error
 
 
