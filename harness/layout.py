@@ -37,7 +37,8 @@ class Interval:
         if medium == "narrow":
             half = (self.hi - self.lo) / 2
             return f"{self.value:{sign}.1f}±{half:.{1 if half < 9.95 else 0}f}"
-        return f"{self.value:{sign}.1f} [{self.lo:{sign}.1f}, {self.hi:{sign}.1f}]"
+        digits = 2 if self.hi - self.lo < 1 else 1  # or an end just below 0 would read -0.0
+        return f"{self.value:{sign}.{digits}f} [{self.lo:{sign}.{digits}f}, {self.hi:{sign}.{digits}f}]"
 
 
 Cells = list["str | Interval"]
@@ -127,7 +128,7 @@ def controls_block(table: pd.DataFrame) -> Block:
     p = ["<0.001" if p < 0.001 else f"{p:.3f}" for p in table["p_largest"]]
     return Block(
         "Percentage points gained over the compressor alone, with 95% intervals",
-        [("slow tokens", names), *intervals(table, signed=True), ("p", p)],
+        [("slow tokens", names), *intervals(table, signed=True), ("p\nMcNemar", p)],
         names=1,
     )
 

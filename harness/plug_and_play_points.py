@@ -64,7 +64,7 @@ class Point(BaseModel):
     suite_fingerprint: str = Field(description="sha256 over the suite's questions and video files")
     sampling: str = Field(description="which frames were shown to the model, as a formula")
     code_commit: str | None = Field(description="git commit of the harness; null outside a checkout")
-    code_dirty: bool | None = Field(description="whether tracked files differed from that commit")
+    code_dirty: bool | None = Field(description="whether tracked files but results/ differed from that commit")
     versions: dict[str, str] = Field(description="Python and the packages that can move a number")
     device: str = Field(description="processor, cores and memory (or accelerator) of the measurement")
     disclosures: list[str] = Field(description="what a reader must know of the recipe; printed under the table")

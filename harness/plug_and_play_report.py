@@ -136,7 +136,7 @@ def differences_block(gained: pd.DataFrame) -> Block:
     points = [Interval(*ends, signed=True) for ends in gained[[AVERAGE, f"{AVERAGE}_lo", f"{AVERAGE}_hi"]].to_numpy()]
     pairs = gained[["first", "first_step", "second", "second_step"]].itertuples(index=False)
     first, second = zip(*((f"{a} @{m}", f"{b} @{n}") for a, m, b, n in pairs), strict=True)
-    columns = [("curve @steps", list(first)), ("minus", list(second)), ("average", points), ("p", p)]
+    columns = [("curve @steps", list(first)), ("minus", list(second)), ("average", points), ("p\nMcNemar", p)]
     return Block("Percentage points gained, on the same questions", columns)
 
 

@@ -14,6 +14,9 @@ PACKAGES = ("torch", "transformers", "lmms-eval", "av", "numpy", "datasets")
 """Packages that can move a number: model, answers, decoded frames, questions."""
 
 
+WRITTEN = ("results", "ablations/README.md")  # tracked files that are no code
+
+
 @dataclass(frozen=True)
 class Provenance:
     code_commit: str | None
@@ -38,7 +41,10 @@ def library_versions() -> dict[str, str]:
 
 
 def code_state(source: Path) -> tuple[str | None, bool | None]:
-    """(commit, whether tracked files differ from it); (None, None) if git is absent or does not track it."""
+    """(commit, whether tracked files differ from it); (None, None) if git is absent or does not track it.
+
+    What runs and reports write is no difference: a sweep that puts its first row would make the second one dirty.
+    """
     try:
         if not _git(source, "ls-files", "--error-unmatch", source.name):
             return None, None
@@ -47,7 +53,8 @@ def code_state(source: Path) -> tuple[str | None, bool | None]:
         return None, None
     if commit is None:  # tracked, and nothing committed yet
         return None, None
-    return commit, bool(_git(source, "status", "--porcelain", "--untracked-files=no"))
+    code = [":/", *(f":(top,exclude){path}" for path in WRITTEN)]
+    return commit, bool(_git(source, "status", "--porcelain", "--untracked-files=no", "--", *code))
 
 
 def processor() -> str:

@@ -91,7 +91,7 @@ class Row(BaseModel):
     config: dict[str, Any] = Field(description="the composed configuration of the row")
     content_hash: str = Field(description="hash of all that the row depends on; equal hashes are equal rows")
     code_commit: str | None = Field(description="git commit of the harness; null outside a checkout")
-    code_dirty: bool | None = Field(description="whether tracked files differed from that commit")
+    code_dirty: bool | None = Field(description="whether tracked files but results/ differed from that commit")
     suite_fingerprint: str = Field(description="sha256 over the suite's questions and video files")
     world: str = Field(description="what the videos are like: `plain`, or another choice of the group `world`")
     suite: dict[str, Any] = Field(

@@ -117,6 +117,8 @@ def test_verdicts_follow_the_interval(rule, lo, hi, verdict):
         (GAINS, found(1, 9, by_seed=(7.0, 3.0)), "reproduced"),
         (GAINS, found(1, 9, by_seed=(11.0, -1.0)), "owed"),
         (GAINS, found(-9, -4, by_seed=(-5.0, -7.0), p_holm=0.01), "refuted"),
+        (GAINS, found(-1, 1, by_seed=(-0.3, 0.5), p_holm=1.0), "refuted"),
+        (at_least(16), found(-3, 5, by_seed=(-1.0, 3.0)), "refuted"),
         (SUFFICES, found(4, 9, p_holm=0.06), "owed"),
         (at_least(16), found(17, 30, p_holm=0.06), "owed"),
         (at_least(16), found(17, 30, by_seed=(50.0, -3.0)), "owed"),

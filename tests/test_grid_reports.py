@@ -16,7 +16,7 @@ from synthetic_rows import SETTINGS, answers, evaluation, questions, row
 from harness.errors import UserError
 from harness.grids.grid import Grid
 from harness.layout import Block, Interval
-from harness.reports import ablations, grid_figures, grid_foot, grid_table, grids
+from harness.reports import ablations, grid_figures, grid_foot, grid_table, grids, styles
 from harness.reports.answers import answers as told
 from harness.reports.answers import short
 from harness.reports.grid_result import analyse, counterpart
@@ -200,6 +200,36 @@ def test_the_answer_names_what_is_above_below_and_not_told_apart(result):
     assert same.startswith("Not told apart from it: `sigmoid` ")
     assert "would often be missed" in same
     assert short(result) == "1 above, 2 below, 1 not told apart (reference: `dynamic_tanh`)"
+
+
+def test_an_answer_gives_base_seeds_that_lie_far_apart_and_cells_that_answer_alike(tmp_path):
+    store = RowStore(tmp_path, "gates", "mini", 0)
+    cells = {name: {"set": [f"gate={name}"]} for name in ("dynamic_tanh", "alike", "torn")}
+    store.begin(grid(cells))
+    shares = {"dynamic_tanh": (0.8, 0.8), "alike": (0.8, 0.8), "torn": (0.2, 0.6)}
+    for number, (cell, rights) in enumerate(shares.items()):
+        for base_seed, right in enumerate(rights):
+            alike = 0 if cell == "alike" else number
+            put(store, cell, cells[cell]["set"], ("slow_fast", 128), right, base_seed=base_seed, number=alike)
+    (analysed,) = map(analyse, grids_in(tmp_path))
+    (answer,) = told(analysed)
+    below, same = answer.groups
+    average = analysed.rows.pivot(index="base_seed", columns="cell", values="average")
+    first, second = average["torn"] - average["dynamic_tanh"]
+    assert first < second - 5
+    assert f"; by base seed {first:+.1f}, {second:+.1f})" in below
+    assert same == "Right on the very questions that it is: `alike`."
+
+
+def test_a_narrow_interval_has_two_decimals():
+    assert f"{Interval(-0.25, -0.54, -0.011, signed=True):wide}" == "-0.25 [-0.54, -0.01]"
+    assert f"{Interval(-2.5, -5.4, 0.11, signed=True):wide}" == "-2.5 [-5.4, +0.1]"
+
+
+def test_a_spare_line_takes_no_architectures_look():
+    looks = styles.styles_of(["self_attention_selected", "slow_fast", "slow_fast, no hybrid layer"])
+    assert looks["self_attention_selected"] == styles.style_of("self_attention_selected")
+    assert looks["slow_fast, no hybrid layer"] not in (looks["self_attention_selected"], looks["slow_fast"])
 
 
 def test_the_figure_of_dots_shows_each_cell_with_interval_base_seeds_and_chance(result, table):

@@ -158,6 +158,11 @@ def test_provenance_is_that_of_the_checkout_that_tracks_the_file(tmp_path):
     subprocess.run([*git, "commit", "-qm", "one"], check=True)
     commit, dirty = provenance.code_state(source)
     assert (len(commit), dirty) == (40, False)
+    written = tmp_path / "results" / "rows.jsonl"
+    written.parent.mkdir()
+    written.write_text("one\n")
+    subprocess.run([*git, "add", "results"], check=True)
+    assert provenance.code_state(source) == (commit, False)  # rows are no code
     source.write_text("one = 2\n")
     assert provenance.code_state(source) == (commit, True)
 

@@ -10,6 +10,7 @@ from harness.reports.grid_result import GridResult, Suite
 from harness.statistics import AVERAGE, bootstrap
 
 LEVEL = 0.05
+FAR_APART = 5.0  # percentage points between base seeds' own differences
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,10 @@ def answers(result: GridResult) -> list[Answer]:
 def short(result: GridResult) -> str:
     """How many cells lie above the reference, below it, or cannot be told from it."""
     found = result.differences
-    return "nothing to compare yet" if found.empty else f"{counts(found)} (reference: `{result.grid.reference}`)"
+    if found.empty:
+        return "nothing to compare yet"
+    each = ", in each world its own" if found["reference"].nunique() > 1 else ""
+    return f"{counts(found)} (reference: `{result.grid.reference}`{each})"
 
 
 def counts(found: pd.DataFrame) -> str:
@@ -50,11 +54,14 @@ def _of_suite(result: GridResult, suite: Suite) -> Answer:
     if suite.differences.empty:
         return Answer(lead, [])
     found = result.differences[result.differences["reference"].eq(suite.reference)]
-    differs = found["p_holm"] < LEVEL
+    found = found.assign(seeds=[_seeds_apart(result.rows, cell, suite.reference) for cell in found.index])
+    differs, same = found["p_holm"] < LEVEL, found[["difference", "lo", "hi"]].eq(0).all(axis=1)
+    apart = found[~differs & ~same]
     groups = [
         _group("Above it", found[differs & (found["difference"] > 0)]),
         _group("Below it", found[differs & (found["difference"] < 0)]),
-        _group("Not told apart from it", found[~differs]) + _missed(found[~differs]),
+        _group("Not told apart from it", apart) + _missed(apart),
+        f"Right on the very questions that it is: {_listed(found.index[same])}" if same.any() else "",
     ]
     return Answer(lead, [f"{group}." for group in groups if group])
 
@@ -64,10 +71,20 @@ def _group(what: str, found: pd.DataFrame) -> str:
     if found.empty:
         return ""
     spelt = (
-        f"`{cell}` {Interval(row['difference'], row['lo'], row['hi'], signed=True):wide} ({p_value(row['p_holm'])})"
+        f"`{cell}` {Interval(row['difference'], row['lo'], row['hi'], signed=True):wide} "
+        f"({p_value(row['p_holm'])}{row['seeds']})"
         for cell, row in found.iterrows()
     )
     return f"{what}: {', '.join(spelt)}"
+
+
+def _seeds_apart(rows: pd.DataFrame, cell: str, reference: str) -> str:
+    """Each base seed's own difference where they lie so far apart that their mean is nobody's; else nothing."""
+    own = rows.pivot(index="base_seed", columns="cell", values="average")
+    differences = (own[cell] - own[reference]).dropna().sort_index()
+    if len(differences) < 2 or differences.max() - differences.min() < FAR_APART:
+        return ""
+    return f"; by base seed {', '.join(f'{each:+.1f}' for each in differences)}"
 
 
 def _missed(found: pd.DataFrame) -> str:

@@ -30,7 +30,7 @@ def attention_figure(record: dict[str, Any]) -> Figure:
     top = max(np.asarray(read["attention"])[rows].max() for read in layers.values())
     for axes, (layer, read) in zip(panels, layers.items(), strict=False):
         drawn = _layer(axes, record, rows, read, PowerNorm(FLAT, 0, top))
-        axes.set_title(f"hybrid layer {layer}", loc="left", fontsize=8)
+        axes.set_title(f"hybrid layer {layer}", loc="left", fontsize=8, pad=12)
     panels[len(layers) - 1].set_xlabel("frame of the video")
     figure.colorbar(drawn, ax=list(panels[:-1]), label="share of the token's attention", shrink=0.7, pad=0.01)
     _sheet(panels[-1], record, sheet, lines)

@@ -17,7 +17,7 @@ NEGLIGIBLE = 3.0
 """Percentage points of the average that are taken for no difference: about what two base seeds can tell."""
 OURS = "ours"  # the source of claims that the paper does not make
 DIFFERS = f"p (Holm, over the grid's comparisons) is below {LEVEL:.0%}"
-AGREE = "owed wherever base seeds differ in sign"
+AGREE = "base seeds agree in its sign (if they do not, owed)"
 
 
 def grid_command(name: str) -> str:
@@ -75,12 +75,19 @@ def _agree(found: Finding) -> bool:
     return len({figure > 0 for figure in found.by_seed}) < 2
 
 
+def _above(found: Finding, limit: float, refuted: bool) -> str:
+    """A gain above a limit that base seeds have to agree on; that there is none may well show in their disagreeing."""
+    if found.lo > limit and _differs(found):
+        return REPRODUCED if _agree(found) else OWED
+    return REFUTED if refuted else OWED
+
+
 def gains(margin: float = NEGLIGIBLE) -> Rule:
     """The figure is above 0; below `margin` is no gain worth the name."""
     return Rule(
-        f"reproduced if the interval lies above 0 and {DIFFERS}; failing that, refuted if it lies below {margin:g}; "
-        f"else owed; {AGREE}",
-        lambda found: _decided(found.lo > 0 and _differs(found), found.hi < margin) if _agree(found) else OWED,
+        f"reproduced if the interval lies above 0, {DIFFERS} and {AGREE}; failing that, refuted if it lies below "
+        f"{margin:g}; else owed",
+        lambda found: _above(found, 0, found.hi < margin),
     )
 
 
@@ -109,8 +116,8 @@ OWED_HERE = Rule("owed: nothing here can decide it", lambda found: OWED)
 def at_least(limit: float) -> Rule:
     """The figure, a gain, reaches `limit`."""
     return Rule(
-        f"reproduced if the interval lies above {limit:g} and {DIFFERS}; refuted if it lies below; else owed; {AGREE}",
-        lambda found: _decided(found.lo > limit and _differs(found), found.hi < limit) if _agree(found) else OWED,
+        f"reproduced if the interval lies above {limit:g}, {DIFFERS} and {AGREE}; refuted if it lies below; else owed",
+        lambda found: _above(found, limit, found.hi < limit),
     )
 
 

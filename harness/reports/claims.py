@@ -23,7 +23,8 @@ COLUMNS = {
     "source": "where: the paper (arXiv 2504.01328), the official code, or ours",
     "verdict": "reproduced, refuted, or owed: decided by the rule; owed where the rows are not there or cannot tell",
     "figure": "what was found",
-    "lo": "lower end of its 95% interval, or of its range where the unit says so; empty if owed for want of rows",
+    "lo": "lower end of its 95% interval, or of its range where the unit says so; empty if owed for want of rows; "
+    "wider than the table's where the figure is one of several cells' (Bonferroni)",
     "hi": "upper end",
     "unit": "of the three",
     "by_seed": "each base seed's own figure, in the order of the seeds; empty where no seeds are behind it",

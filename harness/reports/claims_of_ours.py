@@ -22,7 +22,7 @@ OF_OURS = [
         grid_command("selection"),
     ),
     Claim(
-        "selector_fails_with_distractors",
+        "better_than_selectors_with_distractors",
         "With distractors that are as salient and never asked about, slow-fast is better than the best selector",
         OURS,
         minus_best("selection", _distracted("slow_fast"), tuple(map(_distracted, SELECTORS))),

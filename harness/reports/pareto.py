@@ -55,7 +55,7 @@ def pareto(book: pd.DataFrame) -> Figure:
     for row, suite in zip(panels, suites, strict=True):
         asked = plain[plain["suite_fingerprint"].eq(suite)]
         sources = list(dict.fromkeys(asked["source"]))
-        named, named_points = "main table" if MAIN in sources else "grids", 0
+        named, named_points = "main table and grids" if MAIN in sources else "grids", 0
         for axes, (column, label) in zip(row, SCOPES.items(), strict=True):
             named_points = max(named_points, _pareto_panel(axes, asked, column, looks))
             axes.set_xlabel(f"{label}: TFLOP per video (2 x MAC),\nand over the cheapest cell (logarithmic in this)")

@@ -31,7 +31,9 @@ def style_of(architecture: str) -> Style:
 def styles_of(names: Iterable[str]) -> dict[str, Style]:
     """A look for each line: that of the architecture in its name's first part, for the last such line; else a spare."""
     chosen: dict[str, Style] = {}
-    for name in reversed(list(dict.fromkeys(names))):
+    last_first = list(dict.fromkeys(names))[::-1]
+    # Known ones first, for a spare to take no look of theirs.
+    for name in sorted(last_first, key=lambda name: name.partition("@")[0] not in KNOWN):
         style = KNOWN.get(name.partition("@")[0])
         if style is None or _taken(style, chosen.values()):
             style = next((spare for spare in SPARE if not _taken(spare, chosen.values())), FURTHER[3])
