@@ -260,6 +260,8 @@ def log_cost_axis(axes: Axes, steps: tuple[int, ...]) -> None:
 def save(figure: Figure, stem: Path) -> list[Path]:
     """Write a figure as `stem`.svg and .png; returns the two."""
     FigureCanvasAgg(figure)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # it is laid out now, and need not be again for each of the two files
     svg, png = io.BytesIO(), io.BytesIO()
     figure.savefig(svg, format="svg", metadata={"Date": None})
     figure.savefig(png, format="png", dpi=200)

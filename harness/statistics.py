@@ -22,6 +22,7 @@ Letters in array names: B draws, V videos, C categories, K base seeds, S lines (
 (last: their average), X any further axes.
 """
 
+import functools
 import zlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -181,13 +182,22 @@ def draw_videos(counts: Mapping[str, Counts], draws: int, seed: int) -> tuple[np
     """estimate_KSN of the videos asked, videos_KBSN of `draws` draws of them; the average of benchmarks last."""
     estimates, resampled = [], []
     for name, benchmark in counts.items():
-        # The stream depends on the benchmark's name alone: adding a benchmark moves no other one's interval.
-        random = np.random.default_rng([seed, zlib.crc32(name.encode())])
         videos = len(benchmark.asked_VC)
-        weight_BV = random.multinomial(videos, np.full(videos, 1 / videos), size=draws)
         estimates.append(benchmark.scores(np.ones((1, videos)))[:, 0])
-        resampled.append(benchmark.scores(weight_BV.astype(float)))
+        resampled.append(benchmark.scores(_drawn_videos(name, videos, draws, seed)))
     return _with_average(np.stack(estimates, -1)), _with_average(np.stack(resampled, -1))
+
+
+@functools.lru_cache(maxsize=8)  # a report asks for the same draws of the same suite 60 times; 20 MB each
+def _drawn_videos(benchmark: str, videos: int, draws: int, seed: int) -> np.ndarray:
+    """weight_BV: how often each of a benchmark's videos is drawn, to be read only.
+
+    The stream depends on the benchmark's name alone: adding a benchmark moves no other one's interval.
+    """
+    random = np.random.default_rng([seed, zlib.crc32(benchmark.encode())])
+    weight_BV = random.multinomial(videos, np.full(videos, 1 / videos), size=draws).astype(float)
+    weight_BV.flags.writeable = False
+    return weight_BV
 
 
 def draw_seeds(n: int, draws: int, seed: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from page_results import GRIDS, RESULTS, make_results
 
 from harness.errors import UserError
 from harness.figures import SETTINGS, save
-from harness.reports import ablations, grid_foot, heat, page_figures, pareto, published
+from harness.reports import ablations, grid_foot, grids, heat, page_figures, pareto, published
 from harness.reports.html import render, write_page
 from harness.reports.page_points import grid_parts, left_out, main_parts, plain_points, points
 from harness.reports.page_svg import Figures
@@ -180,6 +180,18 @@ def test_a_difference_is_coloured_by_its_corrected_p():
     assert made({**line, "p_holm": 0.01}, "").kind == "up"
     assert made({**line, "difference": -2.0, "p_holm": 0.01}, "").kind == "down"
     assert made({**line, "p_holm": 0.2}, "").kind == ""
+
+
+@pytest.mark.slow
+def test_processes_side_by_side_write_the_same_files(results, tmp_path):
+    shutil.copytree(results, tmp_path / "results")
+    shutil.rmtree(tmp_path / "results" / page_figures.BOOK)
+    with grids.workers(2) as pool:
+        assert [found.grid.name for found in grids.write_all(tmp_path / "results", pool)] == list(GRIDS)
+        drawn = page_figures.write_book(tmp_path / "results", pool)
+    assert {path.name for path in drawn} == {path.name for path in (results / page_figures.BOOK).iterdir()}
+    for path in (path for path in results.rglob("*") if path.is_file()):
+        assert (tmp_path / "results" / path.relative_to(results)).read_bytes() == path.read_bytes(), path
 
 
 def test_the_page_says_its_scale_commit_and_suite(text, results):

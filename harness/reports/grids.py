@@ -5,7 +5,8 @@ results/tables/ablations/GRID_SCALE[_seedN].{csv,md,tex}    figures/ablations/GR
 
 import io
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Executor, ProcessPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -45,21 +46,25 @@ def write_grid(store: RowStore, results: Path, console: Console | None = None) -
     return result
 
 
-def write_all(results: Path, jobs: int = 1, console: Console | None = None) -> list[GridResult]:
-    """Write every grid that has rows, `jobs` at a time in processes of their own, and return them in the book's order.
+def workers(jobs: int) -> AbstractContextManager[Executor | None]:
+    """Processes that write tables and figures side by side; None, and no process, for one job."""
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) if jobs > 1 else nullcontext()
+
+
+def write_all(results: Path, pool: Executor | None = None, console: Console | None = None) -> list[GridResult]:
+    """Write every grid that has rows, in the pool's processes if there is one, and return them in the book's order.
 
     The tables are printed in that order too.
     """
     stores = grids_in(results)
-    if min(jobs, len(stores)) < 2:
+    if pool is None:
         return [made for store in stores if (made := write_grid(store, results, console)) is not None]
-    with ProcessPoolExecutor(min(jobs, len(stores)), mp_context=get_context("spawn")) as pool:
-        made = []
-        for result, printed in pool.map(_written, stores, [results] * len(stores)):
-            if result is not None:
-                made.append(result)
-                _print_text(printed, console)
-        return made
+    made = []
+    for result, printed in pool.map(_written, stores, [results] * len(stores)):
+        if result is not None:
+            made.append(result)
+            _print_text(printed, console)
+    return made
 
 
 def _written(store: RowStore, results: Path) -> tuple[GridResult | None, str]:

@@ -1,6 +1,7 @@
 """Draws the figures across the book: `write_book(results)` writes results/figures/book/*.{svg,png}."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from pathlib import Path
 
 import matplotlib
@@ -24,15 +25,22 @@ TITLES = {
 }
 
 
-def write_book(results: Path) -> list[Path]:
-    """Draw every figure that the stored rows and records allow; returns the files.
+def write_book(results: Path, pool: Executor | None = None) -> list[Path]:
+    """Draw every figure that the stored rows and records allow, in two of the pool's processes; returns the files.
 
     Rows without a table are left out. Raises UserError where a record of attention is damaged.
     """
-    results = Path(results)
+    shares = [slice(None)] if pool is None else [slice(0, None, 2), slice(1, None, 2)]
+    drawn = (map if pool is None else pool.map)(_draw, [Path(results)] * len(shares), shares)
+    return [path for paths in drawn for path in paths]
+
+
+def _draw(results: Path, share: slice) -> list[Path]:
+    """Draw a share of the figures."""
     mains, grids = main_parts(results, strict=False), grid_parts(results, strict=False)
     with matplotlib.rc_context(SETTINGS):
-        return [path for name, draw in _figures(results, mains, grids) for path in save(draw(), results / BOOK / name)]
+        figures = _figures(results, mains, grids)[share]
+        return [path for name, draw in figures for path in save(draw(), results / BOOK / name)]
 
 
 def _figures(results: Path, mains: Sequence[Part], grids: Sequence[Part]) -> list[tuple[str, Callable[[], Figure]]]:

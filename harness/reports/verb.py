@@ -33,8 +33,9 @@ def report(settings: DictConfig, overrides: Sequence[str]) -> None:
     for scale, seed in main_tables(results):
         plot(OmegaConf.create({"results_dir": str(results), "scale": {"name": scale}, "seed": seed}), overrides)
     jobs = default_jobs() if settings.jobs is None else settings.jobs
-    analysed = grids.write_all(results, jobs, Console())
-    write_book(results)
+    with grids.workers(jobs) as pool:
+        analysed = grids.write_all(results, pool, Console())
+        write_book(results, pool)
     verdicts = write_claims(results, analysed)["verdict"].value_counts()
     written = [results / FILE, ablations.write_readme(GRIDS, results, analysed), write_page(results)]
     print(f"claims: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}")
