@@ -41,7 +41,10 @@ def claims_table(results: Path, places: Mapping[str, str], sections: set[str]) -
         to = place_of(claim.get("command"), places, sections)
         lines.append([_cell(name, claim, to) for name in columns])
     counted = ", ".join(f"{count} {verdict}" for verdict, count in claims["verdict"].value_counts().items())
-    caption = f"{counted}. Each verdict is of the scale named; figures and commands lead to what decided it."
+    caption = (
+        f"{counted}. Each verdict is of the scale named and follows from its rule; owed: there are no rows yet, or "
+        "they cannot tell. Figures and commands lead to what decided it."
+    )
     return Table(caption, [(name.replace("_", " "), "") for name in columns], lines, numeric=False)
 
 
