@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 FOLDER = Path("rows") / "ablations"
 GRID_SUFFIX, FAILURES_SUFFIX = ".grid.json", ".failures.jsonl"
 LOCK = ".lock"
+# What may differ between rows of equal content: the grid's own, and under which settings the same model came about.
+NAMES = ("table", "grid", "cell", "overrides", "architecture", "config")
 
 
 class Failure(BaseModel):
@@ -100,7 +102,8 @@ class RowStore:
     def put(self, row: Row, samples: pd.DataFrame, where: Path | None = None) -> None:
         """Store a row, in place of one of its cell and base seed; its failure, if there was one, is forgotten.
 
-        samples: an evaluation's. They replace those of the same content, which another machine may have computed.
+        samples: an evaluation's. They replace those of the same content, which another machine may have computed, and
+        so does what was measured in the rows of other grids that share the content: a row fits its samples.
         where: the folder that a replaced row of other content is moved to, see `set_aside`; None: it is dropped.
         Raises UserError for a row of another grid, a cell that the grid has not, or samples of another form.
         """
@@ -110,11 +113,22 @@ class RowStore:
         with self._locked():
             if not path.is_file() or path.read_bytes() != content:
                 write_file(path, lambda file: file.write_bytes(content))
+            self._share(row)
             rows = self.rows()
             others = [other for other in rows if _of(other) != _of(row)]
             old = [other for other in rows if _of(other) == _of(row) and other.content_hash != row.content_hash]
             self._replace(old, [*others, row], where)
             self._write_failures(failure for failure in self.failures() if _of(failure) != _of(row))
+
+    def _share(self, row: Row) -> None:
+        """Have other grids' rows of the same content say what this one says; what they are called stays theirs."""
+        for path in self.folder.glob("*.jsonl"):
+            if path == self.path or not _holds_rows(path) or row.content_hash not in path.read_text(encoding="utf-8"):
+                continue
+            rows = load_rows(path)
+            shared = [_as_named_by(other, row) if other.content_hash == row.content_hash else other for other in rows]
+            if shared != rows:
+                _write(path, _lines(shared))
 
     def rows(self) -> list[Row]:
         """The rows, in the order of the grid's cells, then by base seed; none if none is finished."""
@@ -215,7 +229,7 @@ class RowStore:
         return sorted(records, key=lambda each: (place.get(each.cell, len(place)), each.cell, each.base_seed))
 
     def _write_rows(self, rows: Iterable[Row]) -> None:
-        _write(self.path, "".join(row.model_dump_json() + "\n" for row in self._in_order(rows)))
+        _write(self.path, _lines(self._in_order(rows)))
 
     def _write_failures(self, failures: Iterable[Failure]) -> None:
         lines = [failure.model_dump_json() + "\n" for failure in self._in_order(failures)]
@@ -245,6 +259,15 @@ def grids_in(results: Path) -> list[RowStore]:
 
 def _holds_rows(path: Path) -> bool:
     return not path.name.endswith(FAILURES_SUFFIX)
+
+
+def _lines(rows: Iterable[Row]) -> str:
+    return "".join(row.model_dump_json() + "\n" for row in rows)
+
+
+def _as_named_by(other: Row, row: Row) -> Row:
+    """`row` under the names that `other` has in its grid."""
+    return row.model_copy(update={name: getattr(other, name) for name in NAMES})
 
 
 def _of(record: Row | Failure) -> tuple[str, int]:

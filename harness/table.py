@@ -240,7 +240,7 @@ class Plan:
             "paper": model_config(self.at_7b[architecture]).to_dict(),
         }
         sources = ("architectures", "harness.profilers.flops")
-        return Stage(f"cost-{architecture}", "harness.table_stages:cost_stage", kwargs, {}, 15, sources)
+        return Stage(f"cost-{architecture}", "harness.table_stages:cost_stage", kwargs, {}, 2, sources)
 
     def latency(self) -> Stage:
         """Latency of all rows in turn, of the first base seed's models (weights do not matter)."""

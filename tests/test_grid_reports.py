@@ -336,3 +336,12 @@ def test_the_report_of_an_empty_folder_says_what_to_run(tmp_path):
     settings = SimpleNamespace(results_dir=str(tmp_path), scale=SimpleNamespace(name="mini"), seed=0, jobs=1)
     with pytest.raises(UserError, match="there are no rows here"):
         report(settings, [])
+
+
+def test_cells_of_several_machines_are_said_to_be(results, result):
+    assert grid_foot.machines(result.rows) == []
+    rows = result.rows.copy()
+    rows.loc[rows["cell"].eq("none"), "device"] = "another processor"
+    (told,) = grid_foot.machines(rows)
+    assert told.endswith("another processor: none.")
+    assert "Example CPU, 2 cores, 16 GiB: dynamic_tanh" in told

@@ -97,6 +97,24 @@ def test_samples_are_named_by_their_row_and_written_once(tmp_path):
     assert back["seconds"].eq(0.01).all()
 
 
+def test_other_grids_rows_of_the_same_content_follow_when_another_machine_computed_it_anew(tmp_path):
+    store, other = store_in(tmp_path), store_in(tmp_path, name="placement")
+    theirs, samples = made("none", name="placement", content="shared", number=1)
+    apart, _ = made("sigmoid", name="placement", number=2)
+    other.put(theirs, samples)
+    other.put(apart, measured(2).samples)
+    mine, anew = made(content="shared", number=3)
+    mine = mine.model_copy(update={"device": "another processor", "timings": {"evaluate": 7.0}})
+    store.put(mine, anew)
+    followed = next(row for row in other.rows() if row.cell == "none")
+    assert followed.average == mine.average != theirs.average
+    assert (followed.device, followed.timings, followed.scores) == (mine.device, mine.timings, mine.scores)
+    assert (followed.grid, followed.overrides) == ("placement", ["gate=none"])
+    assert apart in other.rows()
+    share = other.samples().groupby("cell")["correct"].mean()["none"]
+    assert share == pytest.approx(anew["correct"].mean())
+
+
 def test_samples_are_there_before_their_row(tmp_path, monkeypatch):
     store = store_in(tmp_path)
     monkeypatch.setattr(RowStore, "_write_rows", lambda *_: pytest.fail("the row is about to be written"))

@@ -1,11 +1,15 @@
 """Which of a grid's rows are done, which failed, which are to do; and which stored ones are of other content."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from harness.grids.estimate import SCORING
 from harness.grids.plans import Planned
 from harness.row_store import RowStore
+from harness.rows import Row
+from harness.stages import DESCRIPTION
 
 DONE, FAILED, TO_DO = "done", "failed", "to do"
 
@@ -30,21 +34,33 @@ def status_of(planned: Iterable[Planned], store: RowStore, runs: Path, committed
     """What the files say.
 
     A row is done if it is stored with this content and its samples; it failed if it did with this content.
-    committed: its stages or not, for someone else computed it. Otherwise its stages must be there as well.
+    committed: its stages or not, for someone else computed it. Otherwise its stages must be there as well, and be the
+    ones that it was made of: equal content on another processor rounds differently, and training ends elsewhere.
     """
     planned = list(planned)
-    stored = {
-        (row.cell, row.base_seed): row.content_hash for row in store.rows() if (store.folder / row.samples).is_file()
-    }
+    stored = {(row.cell, row.base_seed): row for row in store.rows() if (store.folder / row.samples).is_file()}
     failed = {(failure.cell, failure.base_seed): failure.content_hash for failure in store.failures()}
     states = {}
     for row in planned:
         key = (row.cell, row.base_seed)
-        if stored.get(key) == row.content_hash and (committed or not row.unfinished(runs)):
+        found = stored.get(key)
+        there = found is not None and found.content_hash == row.content_hash
+        if there and (committed or (not row.unfinished(runs) and _is_made_of(found, row, runs))):
             states[key] = DONE
         else:
             states[key] = FAILED if failed.get(key) in ("", row.content_hash) else TO_DO
     return Status(planned, states)
+
+
+def _is_made_of(stored: Row, planned: Planned, runs: Path) -> bool:
+    """Whether a stored row tells of the scores in `runs`: of their time and of who made them."""
+    for stage in planned.stages:
+        if stage.function == SCORING:
+            told = json.loads((runs / stage.folder / DESCRIPTION).read_text(encoding="utf-8"))
+            made_by = {name: getattr(stored, name) for name in told["made_by"]}
+            if stored.timings["evaluate"] != told["seconds"] or made_by != told["made_by"]:
+                return False
+    return True
 
 
 def name_of(row: Planned) -> str:

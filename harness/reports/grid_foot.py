@@ -2,6 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
+import pandas as pd
+
 from harness import foot
 from harness.reports import remarks
 from harness.reports.grid_result import GridResult
@@ -34,6 +36,10 @@ COSTS = (
     "every frame that it sees), projector and compressor. over reference: over {reference}; over 16 frames: over "
     "self_attention at 16."
 )
+SEVERAL_MACHINES = (
+    "Cells of several machines, which round differently, so that equal training ends at other scores; differences "
+    "between them hold that, too. {cells}."
+)
 TIME = (
     "Time of the grid: {own} of its cells' adaptation and evaluation, and {shared} of stages that other grids share "
     "(encoder, pool, bases), each once; sums of the stages' seconds, not of the wall's."
@@ -52,6 +58,7 @@ def lines(result: GridResult) -> list[str]:
         COSTS.format(reference=result.grid.reference),
         *remarks.lines(rows, result.grid.reference),
         *foot.made_lines(rows),
+        *machines(rows),
         *foot.failure_lines(result.samples),
         *missing(result),
         time_line(result),
@@ -73,6 +80,14 @@ def compared(result: GridResult) -> list[str]:
     spread = f" (median over its comparisons; {smallest.min():.1f} to {smallest.max():.1f})" * (len(smallest) > 1)
     several = [SUITES.format(n=len(result.suites))] if len(result.suites) > 1 else []
     return [COMPARED, *several, f"{found}{spread}."]
+
+
+def machines(rows: pd.DataFrame) -> list[str]:
+    """Which cells are of which machine; nothing where all are of one."""
+    cells = rows.groupby("device", sort=False)["cell"].unique()
+    if len(cells) < 2:
+        return []
+    return [SEVERAL_MACHINES.format(cells="; ".join(f"{device}: {', '.join(its)}" for device, its in cells.items()))]
 
 
 def missing(result: GridResult) -> list[str]:
