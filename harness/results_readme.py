@@ -12,7 +12,7 @@ from harness.plug_and_play_report import COLUMNS as STUDY_COLUMNS
 from harness.plug_and_play_report import DIFFERENCES
 from harness.profilers.grid import COLUMNS as PROFILE_COLUMNS
 from harness.report import COLUMNS, SCORES
-from harness.reports import claims, grid_table, published
+from harness.reports import claims, grid_table, published, replicates
 from harness.row_store import Failure
 from harness.rows import REFERENCE, SAMPLE_COLUMNS, SCHEMA_VERSION, Row
 
@@ -48,6 +48,8 @@ object per (curve, steps, base seed), and what each answered |
 | `figures/book/*.{svg,png}` | everything measured against compute and frames, categories, where attention goes |
 | `attention/NAME.{json,png}` | which frames a checkpoint's text reads for one question, and its thumbnails \
 (`python -m harness attention checkpoint=DIR suite=DIR benchmark=mlvu sample=0`; `harness/reports/attention_file.py`) |
+| `replicates/NAME/rows/ablations/` | rows of grids that another machine trained again, as in `rows/ablations/` |
+| `tables/replicates.{csv,md,tex}` | how far their scores are from the book's |
 | `claims.csv` | each claim of the paper and of this project: verdict, figure, interval, command |
 | `published/*.csv` | published numbers, each with its source; never mixed into a measured column |
 | `report.html` | all of this on one page that opens without network |
@@ -62,8 +64,8 @@ object per (curve, steps, base seed), and what each answered |
 Tables and figures of seed 0 have these plain names; those of any other seed N end in `_seedN`, as in
 `tables/main_mini_seed1.csv` and `figures/accuracy_vs_frames_seed1.svg`.
 
-Tables and figures are made from `rows/` alone, and the same rows give the same bytes. Nothing else reads
-`rows/`, unless `reuse=committed` is typed: a fresh clone trains, evaluates and measures for itself.
+Tables and figures are made from `rows/` (and `replicates/`) alone, and the same rows give the same bytes. Nothing else
+reads their scores, unless `reuse=committed` is typed: a fresh clone trains, evaluates and measures for itself.
 """
 ROWS, ONE_GRID = "results/rows/ablations/*[0-9].jsonl", "results/rows/ablations/gates_mini_seed0.jsonl"
 PANDAS = {
@@ -116,6 +118,8 @@ def text() -> str:
             _table(["column", "meaning"], _documented(CONTROLS_COLUMNS)),
             "## tables/ablations/GRID_SCALE.csv\n",
             _table(["column", "meaning"], _documented(grid_table.COLUMNS | {SEED_COLUMN: grid_table.SEED_MEANING})),
+            "## tables/replicates.csv\n",
+            _table(["column", "meaning"], _documented(replicates.COLUMNS)),
             "## claims.csv\n",
             _table(["column", "meaning"], _documented(claims.COLUMNS)),
             "## published/*.csv\n",

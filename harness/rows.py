@@ -89,7 +89,7 @@ class Row(BaseModel):
     seed: int = Field(ge=0, description="the command's SEED: names the suite and derives the others")
     seeds: dict[str, int] = Field(description="every seed derived from SEED, by what it drives")
     config: dict[str, Any] = Field(description="the composed configuration of the row")
-    content_hash: str = Field(description="hash of all that the row depends on; equal hashes are equal rows")
+    content_hash: str = Field(description="hash of all that the row depends on but the machine and its rounding")
     code_commit: str | None = Field(description="git commit of the harness; null outside a checkout")
     code_dirty: bool | None = Field(description="whether tracked files but results/ differed from that commit")
     suite_fingerprint: str = Field(description="sha256 over the suite's questions and video files")

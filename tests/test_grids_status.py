@@ -1,4 +1,4 @@
-"""Which stored rows count as done: those that tell of the stages that are there, unless committed ones are asked for."""
+"""Which stored rows are done: those that tell of the stages that are there, or committed ones where asked for."""
 
 import json
 

@@ -1,9 +1,11 @@
 """How long stages will take: as long as the finished stages like them took.
 
-Like a stage are those of the same function that share the most arguments with it; their median time per unit of work
-(a step of training, a clip of a pool, a question of an evaluation) times the stage's units. They are found among the
-finished stages of the runs folder and, for a fresh clone, among the times of the committed rows. Where there is
-nothing like it, a stage's weight stands, which is a guess.
+Like a stage are those of the same function that share the most arguments with it. They are found among the finished
+stages of the runs folder and, for a fresh clone, among the times of the committed rows and their replicates. Of those,
+the lower quartile of the times per unit of work (a step of training, a clip of a pool, a question) times the stage's
+units: whatever ran beside a stage made it longer; not the shortest, for of an interrupted stage the last attempt alone
+is recorded. Of evaluations the median, since one that finds its videos' features in the memo is much shorter than the
+first. Where there is nothing like it, a stage's weight stands, which is a guess.
 """
 
 import heapq
@@ -24,6 +26,7 @@ DESCRIPTION = "stage.json"
 SCORES = "scores.json"  # see harness.evaluate, which takes seconds to import
 SECONDS_PER_VIDEO = 0.035  # of one core, of a suite that has to be generated: 13 s for 799 clips by two processes
 TRAINING = "harness.mini.training:"
+REPLICATES = "replicates"  # see harness.reports.replicates
 SCORING = "harness.table_stages:scores_stage"
 
 
@@ -68,7 +71,9 @@ class Times:
         alike = [record for likeness_, record in likeness if likeness_ == best]
         alike = [record for record in alike if record.source == OWN] or alike
         units = questions_of(row.suite) if stage.function == SCORING else _units(stage.kwargs)
-        return median(record.seconds / record.units for record in alike) * units, alike[0].source
+        times = sorted(record.seconds / record.units for record in alike)
+        typical = median(times) if stage.function == SCORING else times[len(times) // 4]
+        return typical * units, alike[0].source
 
 
 def unfinished(rows: Iterable[Planned], runs: Path) -> dict[str, tuple[StageFacts, Planned]]:
@@ -147,7 +152,7 @@ def _of_stages(runs: Path) -> Iterator[tuple[str, Record]]:
 
 
 def _of_rows(results: Path) -> Iterator[tuple[str, Record]]:
-    for path in (results / "rows").rglob("*_seed*.jsonl"):
+    for path in (path for folder in ("rows", REPLICATES) for path in (results / folder).rglob("*_seed*.jsonl")):
         if path.name.startswith(".") or path.name.endswith(FAILURES_SUFFIX):  # half-written, or no rows
             continue
         for line in path.read_text(encoding="utf-8").splitlines():

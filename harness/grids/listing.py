@@ -84,7 +84,7 @@ def _counts(status: Status) -> str:
 
 def _amount(rest: Rest, jobs: int) -> str:
     if not rest.seconds:
-        return "nothing is left"
+        return "nothing is left to compute"
     return f"{clock(rest.wall(jobs))} with {max(jobs, 1)} jobs"
 
 

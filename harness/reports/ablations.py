@@ -27,6 +27,7 @@ def text(
     analysed: Sequence[GridResult],
     results: str,
     failed: Mapping[str, Sequence[str]] | None = None,
+    again: Sequence[str] = (),
 ) -> str:
     """The whole file.
 
@@ -35,6 +36,7 @@ def text(
         analysed: those that have rows; of one grid's, the first is shown and the others are linked.
         results: path of the results folder, as seen from the file.
         failed: name of a grid without rows -> a line for each cell that failed.
+        again: a sentence for each machine that trained grids again.
     """
     options = {"trim_blocks": True, "lstrip_blocks": True, "keep_trailing_newline": True}
     environment = Environment(undefined=StrictUndefined, autoescape=False, **options)  # markdown, not HTML
@@ -46,10 +48,10 @@ def text(
         _entry(grid, [r for r in analysed if r.grid.name == grid.name], (failed or {}).get(grid.name, []))
         for grid in [*book, *gone]
     ]
-    return template.render(entries=entries, results=results, times=_times(analysed))
+    return template.render(entries=entries, results=results, times=_times(analysed), again=again)
 
 
-def write_readme(folder: Path, results: Path, analysed: Sequence[GridResult]) -> Path | None:
+def write_readme(folder: Path, results: Path, analysed: Sequence[GridResult], again: Sequence[str] = ()) -> Path | None:
     """Write `folder`/README.md; None, and nothing written, where `folder` is no book beside these results.
 
     A results folder elsewhere has a book of its own or none: its answers are not those of this checkout.
@@ -64,7 +66,7 @@ def write_readme(folder: Path, results: Path, analysed: Sequence[GridResult]) ->
         for store in grids_in(results)
         if store.failures() and not store.rows()
     }
-    made = text(all_grids(folder, composed=False), analysed, os.path.relpath(results, folder), failed)
+    made = text(all_grids(folder, composed=False), analysed, os.path.relpath(results, folder), failed, again)
     write_text(folder / README, made)
     return folder / README
 

@@ -62,6 +62,17 @@ SECTIONS = {
         "figures/plug_and_play*.svg",
         (("plug_and_play", "Accuracy against steps of further training"),),
     ),
+    "replicates": Section(
+        "Replicates: the same training on another machine",
+        (
+            Shown(
+                "tables/replicates.csv",
+                "averages of rows of equal content, the replicate's minus the book's, percentage points; comparisons "
+                "with the grid's reference, how far they moved at most, and which have another verdict",
+                ("replicate", "grid", "rows", "mean", "sd", "least", "most", "comparisons", "largest_move", "changed"),
+            ),
+        ),
+    ),
     "profiles": Section(
         "Profiles: what frames cost",
         (

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from harness.errors import UserError
 from harness.jobs import default_jobs
-from harness.reports import ablations, grids
+from harness.reports import ablations, grids, replicates
 from harness.reports.claims import FILE, write_claims
 from harness.reports.page_points import MAIN
 from harness.row_store import grids_in
@@ -37,7 +37,8 @@ def report(settings: DictConfig, overrides: Sequence[str]) -> None:
         analysed = grids.write_all(results, pool, Console())
         write_book(results, pool)
     verdicts = write_claims(results, analysed)["verdict"].value_counts()
-    written = [results / FILE, ablations.write_readme(GRIDS, results, analysed), write_page(results)]
+    again = replicates.write(results, analysed)
+    written = [results / FILE, ablations.write_readme(GRIDS, results, analysed, again), write_page(results)]
     print(f"claims: {', '.join(f'{count} {verdict}' for verdict, count in verdicts.items())}")
     print(*(path for path in written if path is not None), sep="\n")
     print(f"{len(analysed)} grids, {time.monotonic() - began:.0f} s")
