@@ -39,7 +39,7 @@ FRAMES, DOUBLINGS = (16, 32, 64, 128), 3
 LINEAR = 1.05  # a log-log slope that still passes for linear
 SLOW, FAST_ONLY = "slow_fast@128", "compressor_only@128"
 GATES = ("static_tanh", "dynamic", "dynamic_tanh_no_warmup", "dynamic_tanh_linear_warmup", "sigmoid", "none")
-COMPRESSORS = ("adaptive_average", "strided_sampling", "temporal_average", "similarity_merging", "token_merging")
+COMPRESSORS = ("adaptive_average", "strided_sampling", "similarity_merging", "token_merging")
 
 
 OF_THE_PAPER = [
@@ -151,7 +151,7 @@ OF_THE_PAPER = [
         "few_hybrid_layers_suffice",
         "A few hybrid layers are enough (every 8th of 28; at mini scale every other of 4): more add less than 3 points",
         DESIGN,
-        best_minus("hybrid_layers", ("3", "4"), "2"),
+        minus("hybrid_layers", "4", "2"),
         SUFFICES,
         grid_command("hybrid_layers"),
     ),
