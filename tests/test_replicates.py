@@ -59,11 +59,11 @@ def test_how_far_scores_and_differences_moved(results):
     here = RowStore(results, "gates", "mini", 0).frame()["average"]
     moved = again.frame()["average"] - here  # both in the grid's order
     assert table.loc["gates", "rows"] == 6
-    assert table.loc["gates", "mean"] == pytest.approx(moved.mean(), abs=1e-3)
-    assert table.loc["all", "sd"] == pytest.approx(moved.std(), abs=1e-3)
-    assert table.loc["gates", "most"] == pytest.approx(moved.max(), abs=1e-3)
+    assert table.loc["gates", "mean"] == pytest.approx(moved.mean(), abs=0.006)
+    assert table.loc["all", "sd"] == pytest.approx(moved.std(), abs=0.006)
+    assert table.loc["gates", "most"] == pytest.approx(moved.max(), abs=0.006)
     assert table.loc["gates", "least"] == 0
-    assert table.loc["gates", "largest_move"] == pytest.approx(moved[4:].mean(), abs=1e-3)
+    assert table.loc["gates", "largest_move"] == pytest.approx(moved[4:].mean(), abs=0.006)
     assert (table["changed"].tolist(), table["comparisons"].tolist()) == (["none", "gates none"], [2, 2])
     assert told.startswith(f"6 rows trained again on {ELSEWHERE} (the book: Example CPU")
     assert "of 2 comparisons with references another verdict: gates none" in told

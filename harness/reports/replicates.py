@@ -152,7 +152,7 @@ def write(results: Path, book: Sequence[GridResult]) -> list[str]:
         return []
     there = Path(results) / "tables" / STEM
     whole = [sentence(line) for _, line in made[made["grid"].eq(WHOLE)].iterrows()]
-    numbers = dict.fromkeys(("mean", "sd", "least", "most", "largest_move"), 3)
+    numbers = dict.fromkeys(("mean", "sd", "least", "most", "largest_move"), 2)
     write_text(there.with_suffix(".csv"), made.round(numbers).to_csv(index=False, lineterminator="\n"))
     lines = [*whole, *(f"{name}: {meaning}." for name, meaning in COLUMNS.items() if name in SHOWN)]
     write_text(there.with_suffix(".md"), markdown([block(made)], TITLE, lines))
