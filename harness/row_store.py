@@ -42,8 +42,10 @@ if TYPE_CHECKING:
 FOLDER = Path("rows") / "ablations"
 GRID_SUFFIX, FAILURES_SUFFIX = ".grid.json", ".failures.jsonl"
 LOCK = ".lock"
-# What may differ between rows of equal content: the grid's own, and under which settings the same model came about.
-NAMES = ("table", "grid", "cell", "overrides", "architecture", "config")
+# What may differ between rows of equal content: the grid's own, and under which settings the same model came about;
+# and what does only if another machine made them.
+NAMES = ("table", "grid", "cell", "overrides", "scale", "world", "architecture", "config")
+MEASURED = ("scores", "by_category", "device", "versions")
 
 
 class Failure(BaseModel):
@@ -111,24 +113,26 @@ class RowStore:
         content = tag_samples(row, samples).to_parquet(index=False, compression="zstd")
         path = self.folder / row.samples
         with self._locked():
+            rows, sharing = self.rows(), self._sharing(row)
             if not path.is_file() or path.read_bytes() != content:
                 write_file(path, lambda file: file.write_bytes(content))
-            self._share(row)
-            rows = self.rows()
-            others = [other for other in rows if _of(other) != _of(row)]
+            for elsewhere, theirs in sharing.items():
+                _write(elsewhere, _lines(theirs))
+            others = [_following(other, row) for other in rows if _of(other) != _of(row)]
             old = [other for other in rows if _of(other) == _of(row) and other.content_hash != row.content_hash]
             self._replace(old, [*others, row], where)
             self._write_failures(failure for failure in self.failures() if _of(failure) != _of(row))
 
-    def _share(self, row: Row) -> None:
-        """Have other grids' rows of the same content say what this one says; what they are called stays theirs."""
+    def _sharing(self, row: Row) -> dict[Path, list[Row]]:
+        """The files of other grids that share the row's content but not what was measured, as they must become."""
+        found = {}
         for path in self.folder.glob("*.jsonl"):
-            if path == self.path or not _holds_rows(path) or row.content_hash not in path.read_text(encoding="utf-8"):
-                continue
-            rows = load_rows(path)
-            shared = [_as_named_by(other, row) if other.content_hash == row.content_hash else other for other in rows]
-            if shared != rows:
-                _write(path, _lines(shared))
+            if path != self.path and _holds_rows(path) and row.content_hash in path.read_text(encoding="utf-8"):
+                rows = load_rows(path)
+                follow = [_following(other, row) for other in rows]
+                if follow != rows:
+                    found[path] = follow
+        return found
 
     def rows(self) -> list[Row]:
         """The rows, in the order of the grid's cells, then by base seed; none if none is finished."""
@@ -265,8 +269,10 @@ def _lines(rows: Iterable[Row]) -> str:
     return "".join(row.model_dump_json() + "\n" for row in rows)
 
 
-def _as_named_by(other: Row, row: Row) -> Row:
-    """`row` under the names that `other` has in its grid."""
+def _following(other: Row, row: Row) -> Row:
+    """`other`; or what `row` says, under other's names, if both are of one content and were measured differently."""
+    if other.content_hash != row.content_hash or all(getattr(other, name) == getattr(row, name) for name in MEASURED):
+        return other
     return row.model_copy(update={name: getattr(other, name) for name in NAMES})
 
 

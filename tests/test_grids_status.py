@@ -5,7 +5,7 @@ import json
 import pytest
 from synthetic_rows import MADE_BY, answers, evaluation, questions, row
 
-from harness.grids.estimate import SCORING
+from harness.grids.estimate import SCORES, SCORING
 from harness.grids.grid import Grid
 from harness.grids.plans import Planned, StageFacts
 from harness.grids.status import DONE, TO_DO, status_of
@@ -34,12 +34,14 @@ def planned(content="abc") -> Planned:
     return Planned("none", 0, content, stages, 20.0, {}, True)
 
 
-def finish(runs, seconds=9.25, **changes):
-    """Both stages' folders, as a machine left them."""
+def finish(runs, store, points=0.0, **changes):
+    """Both stages' folders, as a machine left them; `points` more on one benchmark than the stored row has."""
+    scores = store.rows()[0].scores
     for folder, _ in STAGES:
         (runs / folder).mkdir(parents=True, exist_ok=True)
-        told = {"seconds": seconds, "made_by": MADE_BY.fields() | changes}
+        told = {"seconds": 7.5, "made_by": MADE_BY.fields() | changes}
         (runs / folder / DESCRIPTION).write_text(json.dumps(told))
+        (runs / folder / SCORES).write_text(json.dumps({"scores": scores | {"mlvu": scores["mlvu"] + points}}))
 
 
 def state(store, runs, committed=False, content="abc") -> str:
@@ -50,19 +52,32 @@ def state(store, runs, committed=False, content="abc") -> str:
 def test_a_row_is_done_once_the_stages_that_it_was_made_of_are_there(store, tmp_path):
     runs = tmp_path / "runs"
     assert state(store, runs) == TO_DO
-    finish(runs)
+    finish(runs, store)
     assert state(store, runs) == DONE
     assert state(store, runs, content="other") == TO_DO
 
 
-@pytest.mark.parametrize(
-    "other", [{"seconds": 7.5}, {"device": "another processor"}, {"code_commit": "f" * 40}, {"code_dirty": True}]
-)
+@pytest.mark.parametrize("other", [{"points": 0.5}, {"device": "another processor"}])
 def test_a_row_of_equal_content_that_another_machine_made_is_stored_anew(store, tmp_path, other):
     runs = tmp_path / "runs"
-    finish(runs, **other)
+    finish(runs, store, **other)
     assert state(store, runs) == TO_DO
     assert state(store, runs, committed=True) == DONE
+
+
+def test_the_same_model_under_another_name_has_times_of_its_own_and_is_done(store, tmp_path):
+    finish(tmp_path / "runs", store, code_commit="f" * 40)
+    assert store.rows()[0].timings["evaluate"] != 7.5
+    assert state(store, tmp_path / "runs") == DONE
+
+
+def test_a_stage_that_lost_its_files_is_no_crash(store, tmp_path):
+    runs = tmp_path / "runs"
+    finish(runs, store)
+    (runs / "scores0-abc" / SCORES).write_text('{"scores": ')
+    assert state(store, runs) == TO_DO
+    (runs / "scores0-abc" / SCORES).unlink()
+    assert state(store, runs) == TO_DO
 
 
 def test_committed_rows_are_done_without_stages_if_their_samples_are_there(store, tmp_path):

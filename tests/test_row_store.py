@@ -115,6 +115,24 @@ def test_other_grids_rows_of_the_same_content_follow_when_another_machine_comput
     assert share == pytest.approx(anew["correct"].mean())
 
 
+def test_one_model_in_two_grids_is_not_stored_in_turns(tmp_path):
+    store, other = store_in(tmp_path), store_in(tmp_path, name="placement")
+    one, samples = made(content="shared", number=1)
+    twin, _ = made("none", name="placement", content="shared", number=1)
+    one, twin = (row.model_copy(update={"timings": {"evaluate": s}}) for row, s in ((one, 9.1), (twin, 8.7)))
+    store.put(one, samples)
+    other.put(twin, samples)
+    assert (store.rows(), other.rows()) == ([one], [twin])
+
+
+def test_a_second_cell_of_the_same_content_follows_too(tmp_path):
+    store = store_in(tmp_path)
+    store.put(*made("none", content="shared", number=1))
+    mine, anew = made("sigmoid", content="shared", number=3)
+    store.put(mine, anew)
+    assert [(row.cell, row.average) for row in store.rows()] == [("sigmoid", mine.average), ("none", mine.average)]
+
+
 def test_samples_are_there_before_their_row(tmp_path, monkeypatch):
     store = store_in(tmp_path)
     monkeypatch.setattr(RowStore, "_write_rows", lambda *_: pytest.fail("the row is about to be written"))

@@ -14,7 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 from typing import Any
 
 from harness.grids.plans import Planned, StageFacts, flat
@@ -71,9 +71,13 @@ class Times:
         alike = [record for likeness_, record in likeness if likeness_ == best]
         alike = [record for record in alike if record.source == OWN] or alike
         units = questions_of(row.suite) if stage.function == SCORING else _units(stage.kwargs)
-        times = sorted(record.seconds / record.units for record in alike)
-        typical = median(times) if stage.function == SCORING else times[len(times) // 4]
+        times = [record.seconds / record.units for record in alike]
+        typical = median(times) if stage.function == SCORING else _lower_quartile(times)
         return typical * units, alike[0].source
+
+
+def _lower_quartile(times: Sequence[float]) -> float:
+    return quantiles(times, n=4, method="inclusive")[0] if len(times) > 1 else times[0]
 
 
 def unfinished(rows: Iterable[Planned], runs: Path) -> dict[str, tuple[StageFacts, Planned]]:

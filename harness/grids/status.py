@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from harness.grids.estimate import SCORING
+from harness.grids.estimate import SCORES, SCORING
 from harness.grids.plans import Planned
 from harness.row_store import RowStore
 from harness.rows import Row
@@ -34,8 +34,8 @@ def status_of(planned: Iterable[Planned], store: RowStore, runs: Path, committed
     """What the files say.
 
     A row is done if it is stored with this content and its samples; it failed if it did with this content.
-    committed: its stages or not, for someone else computed it. Otherwise its stages must be there as well, and be the
-    ones that it was made of: equal content on another processor rounds differently, and training ends elsewhere.
+    committed: its stages or not, for someone else computed it. Otherwise its stages must be there as well, and it
+    must tell of them: equal content on another processor rounds differently, and training ends elsewhere.
     """
     planned = list(planned)
     stored = {(row.cell, row.base_seed): row for row in store.rows() if (store.folder / row.samples).is_file()}
@@ -45,20 +45,23 @@ def status_of(planned: Iterable[Planned], store: RowStore, runs: Path, committed
         key = (row.cell, row.base_seed)
         found = stored.get(key)
         there = found is not None and found.content_hash == row.content_hash
-        if there and (committed or (not row.unfinished(runs) and _is_made_of(found, row, runs))):
+        if there and (committed or (not row.unfinished(runs) and tells_of(found, row, runs))):
             states[key] = DONE
         else:
             states[key] = FAILED if failed.get(key) in ("", row.content_hash) else TO_DO
     return Status(planned, states)
 
 
-def _is_made_of(stored: Row, planned: Planned, runs: Path) -> bool:
-    """Whether a stored row tells of the scores in `runs`: of their time and of who made them."""
+def tells_of(stored: Row, planned: Planned, runs: Path) -> bool:
+    """Whether a stored row has the scores, and is of the device, that finished stages in `runs` have."""
     for stage in planned.stages:
         if stage.function == SCORING:
-            told = json.loads((runs / stage.folder / DESCRIPTION).read_text(encoding="utf-8"))
-            made_by = {name: getattr(stored, name) for name in told["made_by"]}
-            if stored.timings["evaluate"] != told["seconds"] or made_by != told["made_by"]:
+            try:
+                scores = json.loads((runs / stage.folder / SCORES).read_text(encoding="utf-8"))["scores"]
+                made_by = json.loads((runs / stage.folder / DESCRIPTION).read_text(encoding="utf-8"))["made_by"]
+            except (FileNotFoundError, KeyError, json.JSONDecodeError):  # made of them again, it says what is wrong
+                return False
+            if (stored.scores, stored.device) != (scores, made_by["device"]):
                 return False
     return True
 

@@ -244,6 +244,12 @@ def _tell_replaced(command: Command, grid: Grid, status: Status) -> None:
     """Say how many stored rows the sweep will replace by others."""
     to_do = {(row.cell, row.base_seed): row.content_hash for row in status.rows(TO_DO)}
     stored = {(row.cell, row.base_seed): row.content_hash for row in command.store(grid).rows()}
+    if same := [key for key in to_do if stored.get(key) == to_do[key]]:
+        _say(
+            f"{grid.name}: {len(same)} stored rows of equal content are made again here and replaced, in other grids "
+            "too where scores differ; reuse=committed keeps them, results_dir=results/replicates/NAME puts this "
+            "machine's beside them"
+        )
     if stale := [key for key in to_do if stored.get(key, to_do[key]) != to_do[key]]:
         _say(
             f"{grid.name}: {len(stale)} stored rows are of other content (settings, code or libraries have changed); "

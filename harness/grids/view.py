@@ -20,7 +20,7 @@ from harness.grids.estimate import Times, unfinished, wall_seconds
 from harness.grids.grid import Grid
 from harness.grids.notes import Note, read_notes
 from harness.grids.plans import Planned, StageFacts
-from harness.grids.status import DONE, TO_DO, Status
+from harness.grids.status import DONE, TO_DO, Status, tells_of
 from harness.progress import clock
 from harness.row_store import RowStore
 from harness.rows import Row
@@ -81,6 +81,9 @@ class View:
 
     # ------------------------------------------------------------------------------------------- what is there
 
+    def _is_there(self, row: Row, planned: Planned) -> bool:
+        return not planned.unfinished(self.runs) and tells_of(row, planned, self.runs)
+
     def _tell_rows(self, last: bool) -> None:
         """Print the rows and failures that have come since the last look."""
         stamp = (_stamp(self.store.path), _stamp(self.store.failures_path))
@@ -92,7 +95,7 @@ class View:
             planned = self.expected.get((*key, row.content_hash))
             if planned is None or key in self.told:
                 continue
-            if row.model_dump_json() not in self.before or (last and not planned.unfinished(self.runs)):
+            if row.model_dump_json() not in self.before or (last and self._is_there(row, planned)):
                 self.told.add(key)
                 self.say(_line(row))
         for failure in self.store.failures():

@@ -37,7 +37,7 @@ COSTS = (
     "self_attention at 16."
 )
 SEVERAL_MACHINES = (
-    "Cells of several machines, which round differently, so that equal training ends at other scores; differences "
+    "Cells of several machines, which may round differently, so that equal training ends at other scores; differences "
     "between them hold that, too. {cells}."
 )
 TIME = (

@@ -14,10 +14,12 @@ from pathlib import Path
 
 import pandas as pd
 
+from harness import statistics
+from harness.errors import UserError
 from harness.layout import NONE, Block, latex, markdown
 from harness.paths import write_text
 from harness.reports.grid_result import GridResult, analyse
-from harness.row_store import grids_in
+from harness.row_store import RowStore, grids_in
 
 FOLDER, STEM = "replicates", "replicates"
 TITLE = "Trained again on another machine"
@@ -28,14 +30,15 @@ COLUMNS = {
     "device": "the replicate's",
     "book_device": "of the rows in tables and figures",
     "rows": "rows (cell and base seed) of equal content on both",
-    "left_out": "rows of the replicate without an equal in the book, for code, settings or libraries have changed",
+    "left_out": "rows of the replicate without an equal among the book's complete cells",
     "mean": "the replicate's average minus the book's, mean over rows, percentage points",
     "sd": "its standard deviation over rows",
     "least": "the smallest",
     "most": "the largest",
-    "comparisons": "cells compared with their reference on both",
+    "comparisons": "cells compared with their reference on both, all rows of both cells being of equal content",
     "largest_move": "how far such a difference, base seeds pooled, moved at most, percentage points",
-    "changed": "cells whose difference is told apart from 0 (p Holm below 0.05) on one machine only, or turned round",
+    "changed": "cells whose difference is told apart from 0 (p below 0.05, Holm over these comparisons of the grid) on "
+    "one machine only, or turned round",
 }
 WHOLE = "all"
 
@@ -47,7 +50,7 @@ class Replicate:
     Attributes:
         pairs: grid, cell, base_seed, content_hash, device, book_device, moved (points), one line per row of equal
             content that different devices made.
-        compared: grid, cell, moved (points), changed; one line per comparison that both make.
+        compared: grid, cell, moved (points), changed; one line per comparison that both make of such rows alone.
         left_out: grid -> number of rows without an equal in the book.
     """
 
@@ -64,17 +67,25 @@ def replicates(results: Path, book: Sequence[GridResult]) -> list[Replicate]:
     for folder in sorted(path for path in (Path(results) / FOLDER).glob("*") if path.is_dir()):
         pairs, compared, left_out = [], [], {}
         for store in grids_in(folder):
-            mine, again = ours.get((store.name, store.scale, store.seed)), analyse(store)
-            if mine is None or again is None:
+            mine = ours.get((store.name, store.scale, store.seed))
+            again = None if mine is None else _analysed(store, folder)
+            if again is None:
                 continue
             equal = _equal(mine, again)
             both = equal[equal["device"] != equal["book_device"]]
             pairs.append(both)
-            compared.append(_compared(mine, again, set(both["cell"])))
-            left_out[store.name] = len(again.rows) - len(equal)
+            compared.append(_compared(mine, again, set(zip(both["cell"], both["base_seed"], strict=True))))
+            left_out[store.name] = left_out.get(store.name, 0) + len(again.rows) - len(equal)
         if pairs and any(map(len, pairs)):
             found.append(Replicate(folder.name, pd.concat(pairs), pd.concat(compared), left_out))
     return found
+
+
+def _analysed(store: RowStore, folder: Path) -> GridResult | None:
+    try:
+        return analyse(store)
+    except UserError as error:
+        raise UserError(f"{folder}, {store.name}: {error}") from error
 
 
 def _equal(mine: GridResult, again: GridResult) -> pd.DataFrame:
@@ -85,21 +96,31 @@ def _equal(mine: GridResult, again: GridResult) -> pd.DataFrame:
     return both.assign(grid=mine.grid.name, moved=both["average"] - both["book_average"])
 
 
-def _compared(mine: GridResult, again: GridResult, cells: set[str]) -> pd.DataFrame:
-    """The comparisons of these cells that both make."""
+def _compared(mine: GridResult, again: GridResult, paired: set[tuple[str, int]]) -> pd.DataFrame:
+    """The comparisons in which every row has its pair, of the cell and of its reference."""
     lines = []
-    for cell in (cell for cell in mine.cells if cell in cells):
-        if cell in mine.differences.index and cell in again.differences.index:
-            here, there = mine.differences.loc[cell], again.differences.loc[cell]
-            moved, changed = there["difference"] - here["difference"], _verdict(here) != _verdict(there)
+    if mine.seeds == again.seeds and len(mine.differences) and len(again.differences):
+        whole = {cell for cell in mine.cells if all((cell, seed) in paired for seed in mine.seeds)}
+        here, there = (
+            result.differences[result.differences.index.isin(whole) & result.differences["reference"].isin(whole)]
+            for result in (mine, again)
+        )
+        verdicts = [_verdicts(part) for part in (here, there)]
+        for cell in (cell for cell in here.index if cell in there.index):
+            moved = there["difference"][cell] - here["difference"][cell]
+            changed = verdicts[0][cell] != verdicts[1][cell]
             lines.append({"grid": mine.grid.name, "cell": cell, "moved": moved, "changed": changed})
     return pd.DataFrame(lines, columns=["grid", "cell", "moved", "changed"])
 
 
-def _verdict(line: pd.Series) -> str:
-    if line["p_holm"] >= LEVEL:
-        return "not told apart"
-    return "above" if line["difference"] > 0 else "below"
+def _verdicts(differences: pd.DataFrame) -> dict[str, str]:
+    """Cell -> above or below its reference, or not told apart from it."""
+    told = statistics.holm(differences["p"]) < LEVEL
+    above = differences["difference"] > 0
+    return {
+        cell: ("above" if up else "below") if apart else "not told apart"
+        for cell, apart, up in zip(differences.index, told, above, strict=True)
+    }
 
 
 def table(found: Sequence[Replicate]) -> pd.DataFrame:
@@ -136,21 +157,28 @@ def _line(name: str, grid: str, pairs: pd.DataFrame, compared: pd.DataFrame, lef
 
 def sentence(line: pd.Series) -> str:
     """A machine's line of all grids in words."""
+    spread = f", standard deviation {line['sd']:.1f}, from {line['least']:+.1f} to {line['most']:+.1f}"
+    rows = (
+        f"{line['rows']} rows trained again on {line['device']} (the book: {line['book_device']}) average "
+        f"{line['mean']:+.1f} points beside the book's{spread if line['rows'] > 1 else ''}"
+    )
+    if not line["comparisons"]:
+        return f"{rows}."
     changed = f"another verdict: {line['changed']}" if line["changed"] else "none has another verdict"
     return (
-        f"{line['rows']} rows trained again on {line['device']} (the book: {line['book_device']}) average "
-        f"{line['mean']:+.1f} points beside the book's, standard deviation {line['sd']:.1f}, from {line['least']:+.1f} "
-        f"to {line['most']:+.1f}; of {line['comparisons']} comparisons with references {changed}, and a difference "
-        f"moved by at most {line['largest_move']:.1f} points."
+        f"{rows}; of {line['comparisons']} comparisons with references {changed}, and a difference moved by at most "
+        f"{line['largest_move']:.1f} points."
     )
 
 
 def write(results: Path, book: Sequence[GridResult]) -> list[str]:
-    """Write results/tables/replicates.{csv,md,tex}; a sentence per machine. Nothing is written without a replicate."""
+    """Write results/tables/replicates.{csv,md,tex}; a sentence per machine. Without a replicate, none is there."""
     made = table(replicates(results, book))
-    if made.empty:
-        return []
     there = Path(results) / "tables" / STEM
+    if made.empty:
+        for ending in (".csv", ".md", ".tex"):
+            there.with_suffix(ending).unlink(missing_ok=True)
+        return []
     whole = [sentence(line) for _, line in made[made["grid"].eq(WHOLE)].iterrows()]
     numbers = dict.fromkeys(("mean", "sd", "least", "most", "largest_move"), 2)
     write_text(there.with_suffix(".csv"), made.round(numbers).to_csv(index=False, lineterminator="\n"))
